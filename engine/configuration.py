@@ -1,0 +1,334 @@
+"""The configuration: `tailorbird.yaml` read, validated whole, and held immutable.
+
+Anything unknown, misspelt or of a wrong type is refused with its place in the file and, where one is near, the name that
+was probably meant. `features.py` compiles the declarations into the record layout.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from tailorbird.engine.consent import DataType, Jurisdiction
+from tailorbird.engine.durations import duration_ms
+from tailorbird.engine.errors import ConfigurationError
+from tailorbird.engine.vocabulary import ECOMMERCE, ItemList, Kind, SignalType
+
+LIST_WINDOW_MAX = "100y"
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Limits(_Section):
+    """Every bound has a name, and the name appears in the error."""
+
+    signal_bytes_max: int = 256 * 1024
+    field_bytes_max: int = 8 * 1024
+    properties_max: int = 128
+    products_max: int = 2_000
+    batch_signals_max: int = 10_000
+    candidates_max: int = 10_000
+    items_per_put_max: int = 100_000
+    k_max: int = 200
+    event_age_max: str = "20y"
+    event_ahead_max: str = "5m"
+    duplicate_window: str = "24h"
+    map_bytes: int = 64 * 1024**3
+    list_entries_max: int = 2_000
+
+    def event_age_max_ms(self) -> int:
+        return duration_ms(self.event_age_max, "limits.event_age_max")
+
+    def event_ahead_max_ms(self) -> int:
+        return duration_ms(self.event_ahead_max, "limits.event_ahead_max")
+
+    def duplicate_window_ms(self) -> int:
+        return duration_ms(self.duplicate_window, "limits.duplicate_window")
+
+
+class SignalDeclaration(_Section):
+    """A signal type of the user's own, beside the built-in vocabulary."""
+
+    name: str
+    category: str
+    properties: dict[str, Kind] = {}
+    required: list[str] = []
+    adds_to: ItemList | None = None
+
+
+class FeatureDeclaration(_Section):
+    """A feature: which signals feed it and how they are aggregated."""
+
+    name: str
+    aggregate: str
+    signal: str | list[str]
+    category: str | None = None
+    max_age: str | None = None
+
+    def signals(self) -> list[str]:
+        return [self.signal] if isinstance(self.signal, str) else self.signal
+
+
+class Statistics(_Section):
+    """Popularity: which signals count how much, how fast they fade, and the context levels, coarse to fine."""
+
+    signals: dict[str, float] = msgspec.field(default_factory=lambda: {"order_completed": 1.0})
+    half_life: str = "14d"
+    levels: list[list[str]] = msgspec.field(
+        default_factory=lambda: [["country"], ["country", "device", "daypart"]]
+    )
+    strength: float = 200.0
+    tick: str = "1s"
+
+
+class Retrieve(_Section):
+    """How many candidates each retriever may bring; `whole_catalogue` scores every item instead (up to 20,000)."""
+
+    whole_catalogue: bool = False
+    cooccurrence: int = 800
+    popular: int = 800
+    affinity: int = 300
+    new: int = 100
+
+
+class Vector(_Section):
+    """A linear model per item: the person's features (log1p or as they are) against the item's embedding."""
+
+    features: list[str]
+    transform: str = "log1p"
+
+
+class Rank(_Section):
+    """What refines popularity: the items the person had to do with, affinities to item attributes, a vector."""
+
+    recent: list[str] = []
+    bought: bool = True
+    affinity: dict[str, str] = {}
+    vector: Vector | None = None
+
+
+class Placement(_Section):
+    """A named slot with its own policy."""
+
+    name: str
+    k: int = 10
+    retrieve: Retrieve = Retrieve()
+    rank: Rank = Rank()
+    exclude: dict[ItemList, str] = msgspec.field(
+        default_factory=lambda: {ItemList.BOUGHT: "365d", ItemList.SERVED: "30m"}
+    )
+    where: dict[str, list[str]] = {}
+    tags: list[str] = []
+    require_stock: bool = True
+    record_served: bool = True
+    fallback: list[str] = []
+
+
+class NamespaceDeclaration(_Section):
+    """An identifier namespace of the user's own, or a change to a built-in one."""
+
+    priority: int
+    unique: bool = False
+    per_person_max: int = 5
+    generic_at: int = 3
+
+
+class Identity(_Section):
+    """Identity rules: namespaces, further refused values, the region of phone numbers without a country code."""
+
+    namespaces: dict[str, NamespaceDeclaration] = {}
+    refused_values: list[str] = []
+    phone_region: str = ""
+
+
+class Configuration(_Section):
+    """The whole of `tailorbird.yaml`."""
+
+    version: int
+    jurisdiction: Jurisdiction = Jurisdiction.OPT_IN
+    zone: str = "UTC"
+    limits: Limits = Limits()
+    identity: Identity = Identity()
+    vocabulary: str = "ecommerce"
+    signals: list[SignalDeclaration] = []
+    attributes: list[str] = msgspec.field(default_factory=lambda: ["category", "brand"])
+    embedding_dimension: int = 0
+    statistics: Statistics = Statistics()
+    features: list[FeatureDeclaration] = []
+    placements: list[Placement] = []
+    state_sync: str = "commit"
+
+    def signal_types(self) -> dict[str, SignalType]:
+        """Return every signal type by name: the vocabulary's and the declared ones."""
+        types = dict(ECOMMERCE) if self.vocabulary == "ecommerce" else {}
+        for declaration in self.signals:
+            types[declaration.name] = SignalType(
+                declaration.name,
+                DataType[declaration.category.upper()],
+                dict(declaration.properties),
+                tuple(declaration.required),
+                declaration.adds_to,
+            )
+        return types
+
+
+def parse_configuration(text: str, source: str = "tailorbird.yaml") -> Configuration:
+    """Return the validated configuration. Raises `ConfigurationError` with the place, what was expected and what came."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError("BAD_YAML", f"expected YAML in {source}, got: {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigurationError(
+            "BAD_CONFIGURATION", f"expected a mapping with at least `version: 1` in {source}, got {type(document).__name__}"
+        )
+    try:
+        configuration = msgspec.convert(document, Configuration, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError("BAD_CONFIGURATION", f"{_explain(str(error), document)}, in {source}") from None
+    _check(configuration, source)
+    return configuration
+
+
+def read_configuration(path: Path) -> tuple[Configuration, str]:
+    """Return the configuration of a file and its text."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigurationError(
+            "NO_CONFIGURATION", f"expected a configuration at {path}, found none; `tailorbird init DIR` writes one"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError("BAD_YAML", f"expected UTF-8 in {path}, got a bad byte at {error.start}") from None
+    return parse_configuration(text, str(path)), text
+
+
+def _explain(message: str, document: object) -> str:
+    """Return msgspec's message with the nearest known name where a field is unknown."""
+    unknown = re.search(r"unknown field `([^`]*)`(?: - at `\$([^`]*)`)?", message)
+    if unknown is None:
+        return message[:1].lower() + message[1:]
+    section: type[msgspec.Struct] = Configuration
+    for word in re.findall(r"\.([a-z_]+)", unknown[2] or ""):
+        for known in msgspec.structs.fields(section):
+            if known.name == word:
+                found = re.search(r"configuration\.(\w+)", str(known.type))
+                section = globals()[found[1]] if found else section
+    names = [known.name for known in msgspec.structs.fields(section)]
+    near = difflib.get_close_matches(unknown[1], names, n=1)
+    hint = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(names)}"
+    return f"unknown field `{unknown[1]}` at `${unknown[2] or ''}`{hint}"
+
+
+def _near(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _unique(names: list[str], what: str, source: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name):
+            raise ConfigurationError(
+                "BAD_NAME", f"expected {what} names of a-z, 0-9 and _ (at most 63), got {name!r}, in {source}"
+            )
+        if name in seen:
+            raise ConfigurationError(
+                "DUPLICATE_NAME", f"expected {what} names to differ, got two {what}s named {name!r}, in {source}; rename one"
+            )
+        seen.add(name)
+
+
+def _check(configuration: Configuration, source: str) -> None:
+    """Check what the types cannot say."""
+    if configuration.version != 1:
+        raise ConfigurationError(
+            "BAD_CONFIGURATION", f"expected `version: 1`, got {configuration.version}, in {source}"
+        )
+    if configuration.vocabulary not in ("ecommerce", "none"):
+        raise ConfigurationError(
+            "BAD_CONFIGURATION", f"expected `vocabulary` ecommerce or none, got {configuration.vocabulary!r}, in {source}"
+        )
+    if configuration.state_sync not in ("commit", "interval"):
+        raise ConfigurationError(
+            "BAD_CONFIGURATION", f"expected `state_sync` commit or interval, got {configuration.state_sync!r}, in {source}"
+        )
+    _unique([s.name for s in configuration.signals], "signal", source)
+    _unique([f.name for f in configuration.features], "feature", source)
+    _unique([p.name for p in configuration.placements], "placement", source)
+    _unique(configuration.attributes, "attribute", source)
+    categories = [t.name.lower() for t in list(DataType)[:5]]
+    for declaration in configuration.signals:
+        if declaration.category not in categories:
+            raise ConfigurationError(
+                "BAD_CATEGORY",
+                f"expected a category of {', '.join(categories)}, got {declaration.category!r} in signal "
+                f"{declaration.name!r}{_near(declaration.category, categories)}, in {source}",
+            )
+        for name in declaration.required:
+            if name not in declaration.properties:
+                raise ConfigurationError(
+                    "UNKNOWN_PROPERTY",
+                    f"expected `required` to name declared properties, got {name!r} in signal {declaration.name!r}, in {source}",
+                )
+    signals = list(configuration.signal_types())
+    for name in configuration.statistics.signals:
+        if name not in signals:
+            raise ConfigurationError(
+                "UNKNOWN_SIGNAL", f"expected a declared signal, got {name!r} in statistics{_near(name, signals)}, in {source}"
+            )
+    duration_ms(configuration.statistics.half_life, "statistics.half_life")
+    duration_ms(configuration.statistics.tick, "statistics.tick")
+    configuration.limits.event_age_max_ms()
+    configuration.limits.event_ahead_max_ms()
+    configuration.limits.duplicate_window_ms()
+    features = [f.name for f in configuration.features]
+    for feature in configuration.features:
+        for name in feature.signals():
+            if name not in signals:
+                raise ConfigurationError(
+                    "UNKNOWN_SIGNAL",
+                    f"expected a declared signal, got {name!r} in feature {feature.name!r}{_near(name, signals)}, in {source}",
+                )
+    for placement in configuration.placements:
+        _check_placement(placement, configuration, features, source)
+
+
+def _check_placement(placement: Placement, configuration: Configuration, features: list[str], source: str) -> None:
+    where = f"in placement {placement.name!r}, in {source}"
+    if not 1 <= placement.k <= configuration.limits.k_max:
+        raise ConfigurationError(
+            "BAD_PLACEMENT", f"expected k from 1 to limits.k_max = {configuration.limits.k_max}, got {placement.k}, {where}"
+        )
+    for window in placement.exclude.values():
+        duration_ms(window, f"exclude {where}")
+    for attribute in (*placement.where, *placement.rank.affinity):
+        if attribute not in configuration.attributes:
+            raise ConfigurationError(
+                "UNKNOWN_ATTRIBUTE",
+                f"expected one of `attributes`, got {attribute!r}{_near(attribute, configuration.attributes)}, {where}",
+            )
+    vector = placement.rank.vector
+    named = [*placement.rank.recent, *placement.rank.affinity.values(), *(vector.features if vector else [])]
+    for name in named:
+        if name not in features:
+            raise ConfigurationError(
+                "UNKNOWN_FEATURE", f"expected a declared feature, got {name!r}{_near(name, features)}, {where}"
+            )
+    if vector is not None:
+        if vector.transform not in ("log1p", "identity"):
+            raise ConfigurationError(
+                "BAD_PLACEMENT", f"expected a transform of log1p or identity, got {vector.transform!r}, {where}"
+            )
+        if len(vector.features) != configuration.embedding_dimension:
+            raise ConfigurationError(
+                "BAD_PLACEMENT",
+                f"expected as many vector features as embedding_dimension = {configuration.embedding_dimension}, "
+                f"got {len(vector.features)}, {where}",
+            )
