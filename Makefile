@@ -1,0 +1,75 @@
+# make setup   a virtual environment with the `tailorbird` command, built from this tree
+# make test    lint, format, types, then every test
+# make demo    the generated shop, three visits
+# make bench   all benchmarks, quick sizes
+#
+# VENV=/elsewhere/.venv puts the environment somewhere else; PYTHON=python3.12 chooses the interpreter.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.tailorbird-installed
+LISTING := $(VENV)/.tailorbird-files
+BUILD_REQUIRES := $(VENV)/.tailorbird-build-requires
+
+FOLDERS := protos engine native server bench
+PACKAGES := engine native server bench
+CODE := setup.py $(PACKAGES) tests
+# What must be generated or compiled again when it changes; Python files are linked, so an edit is seen at once.
+BUILT := setup.py pyproject.toml $(shell find protos native -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.PHONY: setup test lint types pytest test-debug demo bench clean FORCE
+
+setup: $(STAMP)
+
+$(BIN)/python:
+	@python=$$(.ci/host-tools) && "$$python" -m venv $(VENV)
+
+# The strict editable install links file by file: a new or removed file needs a new install, or it is not the tree that is tested.
+$(LISTING): FORCE | $(BIN)/python
+	@find $(FOLDERS) -type f ! -name '*.so' ! -path '*/__pycache__/*' | LC_ALL=C sort > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+# Build requirements go into the environment, so that every later install is quick and needs no network.
+$(BUILD_REQUIRES): pyproject.toml | $(BIN)/python
+	@.ci/host-tools > /dev/null
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > $@.new
+	$(BIN)/python -m pip install --quiet --requirement $@.new
+	@mv $@.new $@
+
+$(STAMP): $(BUILT) $(LISTING) $(BUILD_REQUIRES)
+	@echo "installing the tree into $(VENV)"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --config-settings editable_mode=strict --editable '.[dev]'
+	@touch $@
+
+test: lint types pytest
+
+lint: setup
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+types: setup
+	$(BIN)/mypy $(foreach package,$(PACKAGES),-p tailorbird.$(package))
+
+pytest: setup
+	$(BIN)/python -m pytest
+
+# The kernels' tests on a build with all Cython checks and the address and undefined-behaviour sanitizers.
+test-debug: setup
+	TAILORBIRD_DEBUG_NATIVE=1 $(BIN)/python setup.py --quiet build --build-base build/debug --build-lib build/debug/lib
+	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so):$$($(CC) -print-file-name=libubsan.so) \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/debug/lib PYTHONMALLOC=malloc \
+	$(BIN)/python -m pytest tests/native
+
+demo: setup
+	$(BIN)/tailorbird demo
+
+bench: setup
+	$(BIN)/tailorbird bench all --quick
+
+clean:
+	rm -rf build dist tailorbird.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(FOLDERS) tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -f native/*.so $(STAMP) $(LISTING) $(BUILD_REQUIRES)
