@@ -1,4 +1,4 @@
-"""tests/COVERAGE.md names, for each promised capability and each bad input, the tests that show it; here it is checked."""
+"""Checks tests/COVERAGE.md, which names the tests of each promised capability and each bad input."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ Rows = dict[str, list[str]]
 
 
 def rows_of(markdown: str) -> dict[str, Rows]:
-    """Return section title → row name → named tests. Raises ValueError for a row that is not two cells or comes twice."""
+    """Return section title → row name → named tests. ValueError for a row that is not two cells or comes twice."""
     sections: dict[str, Rows] = {}
     title = ""
     for number, line in enumerate(markdown.splitlines(), start=1):
@@ -137,7 +137,7 @@ def rows_of(markdown: str) -> dict[str, Rows]:
 
 
 @cache
-def tests_in(path: Path) -> frozenset[str]:
+def names_of_tests(path: Path) -> frozenset[str]:
     """Return the names of a file's tests, `test_x` or `TestClass::test_x`, contract classes included."""
     names = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -156,7 +156,7 @@ def faults(test_id: str) -> str | None:
         return f"expected tests/path.py::test_name, got {test_id!r}"
     if not (ROOT / path).is_file():
         return f"{test_id}: there is no file {path}"
-    if name not in tests_in(ROOT / path):
+    if name not in names_of_tests(ROOT / path):
         return f"{test_id}: {path} has no such test"
     return None
 

@@ -28,7 +28,7 @@ class Installed:
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Run a command away from the checkout's influence and return what it printed; its whole output is in the failure."""
+    """Run a command outside the checkout's influence and return what it printed; a failure shows all its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TAILORBIRD_"))}
     environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
     done = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True)
