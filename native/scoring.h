@@ -1,0 +1,355 @@
+/* Kernels of a decision: item rows, the id table, context cells, the score of a candidate, and the bounded top-k heap.
+ *
+ * The score is one rule (docs/ARCHITECTURE.md, "Scoring"): an estimate of P(item | evidence) that starts uniform over the
+ * catalogue and is refined level by level, estimate = (n_item + s * parent) / (n + s), then multiplied by lifts.
+ * Nothing here allocates, raises, or depends on the machine: sums are made in a fixed order and ties fall by item id.
+ */
+#ifndef TAILORBIRD_SCORING_H
+#define TAILORBIRD_SCORING_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "exp2.h"
+#include "xxh64.h"
+
+#define TB_UNKNOWN 0xFFFFFFFFu
+#define TB_LIVE 1u
+#define TB_LOG2_E 1.4426950408889634
+#define TB_LANES 16
+#define TB_LOOKUP_BATCH 64
+
+/* Half a cache line: everything that admits or refuses one item, and its popularity over all contexts. */
+typedef struct {
+    double count;      /* landmark-scaled decayed count, all contexts */
+    uint32_t flags;    /* TB_LIVE */
+    int32_t stock;     /* -1: not counted */
+    uint32_t start_s;  /* seconds since 1970; 0: open */
+    uint32_t end_s;
+    uint32_t seen;     /* generation that met it as a candidate */
+    uint32_t excluded; /* generation that excluded it */
+} tb_item_row;
+
+/* ---- id table: item id -> dense item number, open addressing, load <= 1/2 ---- */
+
+typedef struct {
+    uint64_t hash;
+    uint32_t number; /* TB_UNKNOWN: empty */
+    uint32_t length;
+    uint64_t offset; /* of the id's bytes in the arena */
+} tb_id_slot;
+
+static inline uint32_t tb_id_find(const tb_id_slot *slots, uint64_t slot_mask, const char *arena, uint64_t hash,
+                                  const char *id, size_t length) {
+    uint64_t at = hash & slot_mask;
+    while (slots[at].number != TB_UNKNOWN) {
+        if (slots[at].hash == hash && slots[at].length == length && memcmp(arena + slots[at].offset, id, length) == 0)
+            return slots[at].number;
+        at = (at + 1) & slot_mask;
+    }
+    return TB_UNKNOWN;
+}
+
+static inline void tb_id_insert(tb_id_slot *slots, uint64_t slot_mask, tb_id_slot fresh) {
+    uint64_t at = fresh.hash & slot_mask;
+    while (slots[at].number != TB_UNKNOWN) at = (at + 1) & slot_mask;
+    slots[at] = fresh;
+}
+
+/* Looks up to TB_LOOKUP_BATCH ids up: three passes, so that the cache misses of all overlap. Returns how many are unknown. */
+static inline size_t tb_id_find_batch(const tb_id_slot *slots, uint64_t slot_mask, const char *arena, const char *const *ids,
+                                      const size_t *lengths, size_t count, uint32_t *numbers) {
+    uint64_t hashes[TB_LOOKUP_BATCH];
+    size_t unknown = 0;
+    for (size_t i = 0; i < count; i++) {
+        hashes[i] = tb_xxh64(ids[i], lengths[i], 0);
+        __builtin_prefetch(&slots[hashes[i] & slot_mask]);
+    }
+    for (size_t i = 0; i < count; i++) {
+        const tb_id_slot *slot = &slots[hashes[i] & slot_mask];
+        if (slot->number != TB_UNKNOWN) __builtin_prefetch(arena + slot->offset);
+    }
+    for (size_t i = 0; i < count; i++) {
+        numbers[i] = tb_id_find(slots, slot_mask, arena, hashes[i], ids[i], lengths[i]);
+        unknown += numbers[i] == TB_UNKNOWN;
+    }
+    return unknown;
+}
+
+/* ---- context cells: item number -> landmark-scaled count, open addressing, load <= 1/2 ---- */
+
+typedef struct {
+    double count;
+    uint32_t item; /* TB_UNKNOWN: empty */
+    uint32_t reserved;
+} tb_cell_slot;
+
+static inline uint64_t tb_cell_start(uint32_t item, uint64_t slot_mask) {
+    return ((uint64_t)item * 0x9E3779B97F4A7C15ull >> 24) & slot_mask;
+}
+
+static inline double tb_cell_get(const tb_cell_slot *slots, uint64_t slot_mask, uint32_t item) {
+    uint64_t at = tb_cell_start(item, slot_mask);
+    while (slots[at].item != TB_UNKNOWN) {
+        if (slots[at].item == item) return slots[at].count;
+        at = (at + 1) & slot_mask;
+    }
+    return 0.0;
+}
+
+/* Sets one count. Returns 1 when the item was not there before. The table must have an empty slot. */
+static inline int tb_cell_set(tb_cell_slot *slots, uint64_t slot_mask, uint32_t item, double count) {
+    uint64_t at = tb_cell_start(item, slot_mask);
+    while (slots[at].item != TB_UNKNOWN) {
+        if (slots[at].item == item) {
+            slots[at].count = count;
+            return 0;
+        }
+        at = (at + 1) & slot_mask;
+    }
+    slots[at].item = item;
+    slots[at].count = count;
+    return 1;
+}
+
+/* ---- the score ---- */
+
+#define TB_LEVELS_MAX 8
+#define TB_AFFINITIES_MAX 8
+
+typedef struct {
+    const tb_cell_slot *slots;
+    uint64_t slot_mask;
+    double total;    /* evidence of the cell, scaled to the time of the decision */
+    double strength; /* how much evidence the parent is worth */
+} tb_level;
+
+typedef struct {
+    const uint64_t *symbols; /* one symbol per item; 0: no value */
+    const uint64_t *keys;    /* the person's values */
+    const double *lifts;     /* P(value | person) / P(value), per key */
+    size_t key_count;
+    double other_lift;       /* of every other value */
+} tb_affinity;
+
+typedef struct {
+    double scale;             /* turns landmark-scaled counts into counts at the time of the decision */
+    double total;             /* evidence over all contexts, scaled */
+    double uniform_strength;  /* how much evidence the uniform prior is worth */
+    double uniform;           /* 1 / number of live items */
+    size_t level_count;
+    tb_level levels[TB_LEVELS_MAX];
+    const float *together;    /* co-occurrence scores per item, or NULL */
+    double together_scale;    /* 1 / their sum */
+    double together_support;  /* S of (S q + s parent) / (S + s) */
+    double together_strength; /* s */
+    double together_exponent; /* weighs q by (estimate / uniform)^exponent; 0 leaves q alone */
+    size_t affinity_count;
+    tb_affinity affinities[TB_AFFINITIES_MAX];
+    const float *vector;      /* the person's vector, or NULL */
+    const float *embeddings;  /* item-major, rows of width floats */
+    size_t width;             /* a multiple of TB_LANES */
+} tb_evidence;
+
+/* What a score was made of; the parts of the reasons. */
+typedef struct {
+    double base;           /* estimate over all contexts */
+    double in_context;     /* estimate after the context cells */
+    double together_share; /* share of the blended estimate that co-occurrence brought */
+    double blended;        /* estimate before the lifts */
+    double affinity_lift;  /* the largest single lift */
+    int32_t affinity_index;
+    double vector_lift;
+    double score;
+} tb_score_parts;
+
+/* Dot product over 16 lanes, added as a fixed tree: the same bits at any vector width. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+static float tb_dot(const float *a, const float *b, size_t width) {
+    float lanes[TB_LANES] = {0};
+    for (size_t f = 0; f < width; f += TB_LANES)
+        for (size_t lane = 0; lane < TB_LANES; lane++) lanes[lane] += a[f + lane] * b[f + lane];
+    for (size_t half = TB_LANES / 2; half > 0; half /= 2)
+        for (size_t lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
+static inline double tb_clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
+
+static inline tb_score_parts tb_score(const tb_evidence *evidence, const tb_item_row *rows, uint32_t item) {
+    tb_score_parts parts;
+    double estimate = (rows[item].count * evidence->scale + evidence->uniform_strength * evidence->uniform) /
+                      (evidence->total + evidence->uniform_strength);
+    parts.base = estimate;
+    for (size_t i = 0; i < evidence->level_count; i++) {
+        const tb_level *level = &evidence->levels[i];
+        double count = tb_cell_get(level->slots, level->slot_mask, item) * evidence->scale;
+        estimate = (count + level->strength * estimate) / (level->total + level->strength);
+    }
+    parts.in_context = estimate;
+    parts.together_share = 0.0;
+    if (evidence->together != NULL) {
+        double q = (double)evidence->together[item] * evidence->together_scale;
+        if (q > 0.0 && evidence->together_exponent != 0.0)
+            q *= tb_exp2(evidence->together_exponent * tb_log2(estimate / evidence->uniform));
+        double brought = evidence->together_support * q;
+        double whole = brought + evidence->together_strength * estimate;
+        parts.together_share = whole > 0.0 ? brought / whole : 0.0;
+        estimate = whole / (evidence->together_support + evidence->together_strength);
+    }
+    parts.blended = estimate;
+    parts.affinity_lift = 1.0;
+    parts.affinity_index = -1;
+    for (size_t i = 0; i < evidence->affinity_count; i++) {
+        const tb_affinity *affinity = &evidence->affinities[i];
+        uint64_t symbol = affinity->symbols[item];
+        double lift = affinity->other_lift;
+        if (symbol == 0) lift = 1.0;
+        else
+            for (size_t key = 0; key < affinity->key_count; key++)
+                if (affinity->keys[key] == symbol) {
+                    lift = affinity->lifts[key];
+                    break;
+                }
+        if (lift > parts.affinity_lift) {
+            parts.affinity_lift = lift;
+            parts.affinity_index = (int32_t)i;
+        }
+        estimate *= lift;
+    }
+    parts.vector_lift = 1.0;
+    if (evidence->vector != NULL) {
+        double exponent = (double)tb_dot(evidence->vector, evidence->embeddings + (size_t)item * evidence->width, evidence->width);
+        parts.vector_lift = tb_exp2(tb_clamp(exponent * TB_LOG2_E, -30.0, 30.0));
+        estimate *= parts.vector_lift;
+    }
+    parts.score = estimate;
+    return parts;
+}
+
+/* ---- eligibility ---- */
+
+typedef struct {
+    uint32_t now_s;
+    uint32_t generation;
+    int require_stock;
+    const uint8_t *allowed; /* per item, or NULL */
+} tb_rules;
+
+static inline int tb_admissible(const tb_rules *rules, const tb_item_row *row, uint32_t item) {
+    if (!(row->flags & TB_LIVE)) return 0;
+    if (rules->require_stock && row->stock == 0) return 0;
+    if (row->start_s > rules->now_s || (row->end_s != 0 && row->end_s <= rules->now_s)) return 0;
+    return rules->allowed == NULL || rules->allowed[item];
+}
+
+/* ---- top-k: a bounded heap with the worst kept candidate on top ---- */
+
+typedef struct {
+    float score;
+    uint32_t item;
+} tb_ranked;
+
+typedef struct {
+    const char *arena;
+    const uint64_t *id_offset;
+    const uint32_t *id_length;
+} tb_ids;
+
+/* Whether a comes before b: higher score, then smaller id by bytes. */
+static inline int tb_before(const tb_ids *ids, tb_ranked a, tb_ranked b) {
+    if (a.score != b.score) return a.score > b.score;
+    if (a.item == b.item) return 0;
+    uint32_t la = ids->id_length[a.item], lb = ids->id_length[b.item];
+    int order = memcmp(ids->arena + ids->id_offset[a.item], ids->arena + ids->id_offset[b.item], la < lb ? la : lb);
+    return order != 0 ? order < 0 : la < lb;
+}
+
+static inline void tb_sift_down(const tb_ids *ids, tb_ranked *heap, size_t count, size_t at) {
+    for (;;) {
+        size_t child = 2 * at + 1;
+        if (child >= count) return;
+        if (child + 1 < count && tb_before(ids, heap[child], heap[child + 1])) child++;
+        if (!tb_before(ids, heap[at], heap[child])) return;
+        tb_ranked swap = heap[at];
+        heap[at] = heap[child];
+        heap[child] = swap;
+        at = child;
+    }
+}
+
+static inline void tb_heap_offer(const tb_ids *ids, tb_ranked *heap, size_t *count, size_t k, tb_ranked fresh) {
+    if (*count < k) {
+        size_t at = (*count)++;
+        heap[at] = fresh;
+        while (at > 0 && tb_before(ids, heap[(at - 1) / 2], heap[at])) {
+            tb_ranked swap = heap[at];
+            heap[at] = heap[(at - 1) / 2];
+            heap[(at - 1) / 2] = swap;
+            at = (at - 1) / 2;
+        }
+    } else if (k > 0 && tb_before(ids, fresh, heap[0])) {
+        heap[0] = fresh;
+        tb_sift_down(ids, heap, *count, 0);
+    }
+}
+
+/* Turns the heap into a list, best first. */
+static inline void tb_heap_sort(const tb_ids *ids, tb_ranked *heap, size_t count) {
+    for (size_t end = count; end > 1; end--) {
+        tb_ranked swap = heap[0];
+        heap[0] = heap[end - 1];
+        heap[end - 1] = swap;
+        tb_sift_down(ids, heap, end - 1, 0);
+    }
+}
+
+typedef struct {
+    size_t candidate_count; /* distinct and known */
+    size_t excluded_count;
+    size_t eligible_count;
+    double score_sum;       /* of the eligible, lifts included */
+    double estimate_sum;    /* of the eligible, before lifts */
+} tb_ranking;
+
+/* Scores distinct admissible candidates (the numbers first .. first + count - 1 when candidates is NULL); keeps the k best. */
+static inline tb_ranking tb_rank(const tb_evidence *evidence, const tb_rules *rules, const tb_ids *ids, tb_item_row *rows,
+                                 uint32_t item_count, const uint32_t *candidates, size_t count, size_t k,
+                                 tb_ranked *heap, size_t *kept) {
+    tb_ranking ranking = {0, 0, 0, 0.0, 0.0};
+    *kept = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (candidates != NULL) {
+            if (i + 16 < count && candidates[i + 16] < item_count) __builtin_prefetch(&rows[candidates[i + 16]], 1);
+            if (evidence->vector != NULL && i + 6 < count && candidates[i + 6] < item_count) {
+                const float *row = evidence->embeddings + (size_t)candidates[i + 6] * evidence->width;
+                for (size_t f = 0; f < evidence->width; f += TB_LANES) __builtin_prefetch(row + f);
+            }
+        }
+        uint32_t item = candidates != NULL ? candidates[i] : (uint32_t)i;
+        if (item >= item_count) continue;
+        tb_item_row *row = &rows[item];
+        if (row->seen == rules->generation) continue;
+        row->seen = rules->generation;
+        if (!(row->flags & TB_LIVE)) continue;
+        ranking.candidate_count++;
+        if (row->excluded == rules->generation) {
+            ranking.excluded_count++;
+            continue;
+        }
+        if (!tb_admissible(rules, row, item)) continue;
+        ranking.eligible_count++;
+        tb_score_parts parts = tb_score(evidence, rows, item);
+        ranking.score_sum += parts.score;
+        ranking.estimate_sum += parts.blended;
+        tb_ranked fresh = {(float)parts.score, item};
+        tb_heap_offer(ids, heap, kept, k, fresh);
+    }
+    tb_heap_sort(ids, heap, *kept);
+    return ranking;
+}
+
+#endif

@@ -1,0 +1,470 @@
+"""Item columns, context cells, and the ranking of candidates. The kernels are in scoring.h."""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+
+import numpy as np
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void** pointer, size_t alignment, size_t size)
+
+cdef extern from "xxh64.h" nogil:
+    uint64_t tb_xxh64(const void* data, size_t length, uint64_t seed)
+
+cdef extern from "scoring.h" nogil:
+    enum: TB_LIVE
+    enum: TB_LANES
+    enum: TB_LOOKUP_BATCH
+    enum: TB_LEVELS_MAX
+    enum: TB_AFFINITIES_MAX
+    const uint32_t TB_UNKNOWN
+    ctypedef struct tb_item_row:
+        double count
+        uint32_t flags
+        int32_t stock
+        uint32_t start_s
+        uint32_t end_s
+        uint32_t seen
+        uint32_t excluded
+    ctypedef struct tb_id_slot:
+        uint64_t hash
+        uint32_t number
+        uint32_t length
+        uint64_t offset
+    ctypedef struct tb_cell_slot:
+        double count
+        uint32_t item
+    ctypedef struct tb_level:
+        const tb_cell_slot* slots
+        uint64_t slot_mask
+        double total
+        double strength
+    ctypedef struct tb_affinity:
+        const uint64_t* symbols
+        const uint64_t* keys
+        const double* lifts
+        size_t key_count
+        double other_lift
+    ctypedef struct tb_evidence:
+        double scale
+        double total
+        double uniform_strength
+        double uniform
+        size_t level_count
+        tb_level* levels
+        const float* together
+        double together_scale
+        double together_support
+        double together_strength
+        double together_exponent
+        size_t affinity_count
+        tb_affinity* affinities
+        const float* vector
+        const float* embeddings
+        size_t width
+    ctypedef struct tb_score_parts:
+        double base
+        double in_context
+        double together_share
+        double blended
+        double affinity_lift
+        int32_t affinity_index
+        double vector_lift
+        double score
+    ctypedef struct tb_rules:
+        uint32_t now_s
+        uint32_t generation
+        int require_stock
+        const uint8_t* allowed
+    ctypedef struct tb_ranked:
+        float score
+        uint32_t item
+    ctypedef struct tb_ids:
+        const char* arena
+        const uint64_t* id_offset
+        const uint32_t* id_length
+    ctypedef struct tb_ranking:
+        size_t candidate_count
+        size_t excluded_count
+        size_t eligible_count
+        double score_sum
+        double estimate_sum
+    uint32_t tb_id_find(const tb_id_slot* slots, uint64_t slot_mask, const char* arena, uint64_t hash_, const char* id_,
+                        size_t length)
+    void tb_id_insert(tb_id_slot* slots, uint64_t slot_mask, tb_id_slot fresh)
+    size_t tb_id_find_batch(const tb_id_slot* slots, uint64_t slot_mask, const char* arena, const char** ids,
+                            const size_t* lengths, size_t count, uint32_t* numbers)
+    double tb_cell_get(const tb_cell_slot* slots, uint64_t slot_mask, uint32_t item)
+    int tb_cell_set(tb_cell_slot* slots, uint64_t slot_mask, uint32_t item, double count)
+    tb_score_parts tb_score(const tb_evidence* evidence, const tb_item_row* rows, uint32_t item)
+    tb_ranking tb_rank(const tb_evidence* evidence, const tb_rules* rules, const tb_ids* ids, tb_item_row* rows,
+                       uint32_t item_count, const uint32_t* candidates, size_t count, size_t k, tb_ranked* heap, size_t* kept)
+
+UNKNOWN_ITEM = 0xFFFFFFFF
+
+
+cdef void* _grown(void* old, size_t old_bytes, size_t new_bytes) except NULL:
+    """Return cache-line aligned memory with the old bytes in front and zeros behind; the old is freed."""
+    cdef void* fresh = NULL
+    if posix_memalign(&fresh, 64, new_bytes) != 0:
+        raise MemoryError()
+    if old_bytes:
+        memcpy(fresh, old, old_bytes)
+    memset(<char*>fresh + old_bytes, 0, new_bytes - old_bytes)
+    free(old)
+    return fresh
+
+
+cdef class CellTable:
+    """Landmark-scaled counts of one context cell by item number."""
+
+    cdef tb_cell_slot* slots
+    cdef uint64_t slot_mask
+    cdef size_t used
+
+    def __cinit__(self):
+        self.used = 0
+        self._allocate(16)
+
+    def __dealloc__(self):
+        free(self.slots)
+
+    cdef int _allocate(self, size_t slot_count) except -1:
+        cdef size_t i
+        self.slots = <tb_cell_slot*>_grown(NULL, 0, slot_count * sizeof(tb_cell_slot))
+        self.slot_mask = slot_count - 1
+        for i in range(slot_count):
+            self.slots[i].item = TB_UNKNOWN
+        return 0
+
+    cdef int _double(self) except -1:
+        cdef tb_cell_slot* old = self.slots
+        cdef size_t old_count = self.slot_mask + 1, i
+        self._allocate(2 * old_count)
+        for i in range(old_count):
+            if old[i].item != TB_UNKNOWN:
+                tb_cell_set(self.slots, self.slot_mask, old[i].item, old[i].count)
+        free(old)
+        return 0
+
+    def __len__(self):
+        return self.used
+
+    def set_counts(self, const uint32_t[::1] items not None, const double[::1] counts not None):
+        """Set the counts of items; both arrays have one entry per item."""
+        cdef Py_ssize_t i
+        if items.shape[0] != counts.shape[0]:
+            raise ValueError(f"expected as many counts as items = {items.shape[0]}, got {counts.shape[0]}")
+        for i in range(items.shape[0]):
+            if items[i] == TB_UNKNOWN:
+                raise ValueError(f"expected item numbers below {UNKNOWN_ITEM}, got it at {i}")
+            if 2 * (self.used + 1) > self.slot_mask + 1:
+                self._double()
+            self.used += tb_cell_set(self.slots, self.slot_mask, items[i], counts[i])
+
+    def counts(self, const uint32_t[::1] items not None):
+        """Return the counts of items as float64, 0 where there is none."""
+        out = np.empty(items.shape[0], np.float64)
+        cdef double[::1] counts = out
+        cdef Py_ssize_t i
+        for i in range(items.shape[0]):
+            counts[i] = tb_cell_get(self.slots, self.slot_mask, items[i])
+        return out
+
+    def entries(self):
+        """Return (items uint32, counts float64) sorted by item number."""
+        items_out, counts_out = np.empty(self.used, np.uint32), np.empty(self.used, np.float64)
+        cdef uint32_t[::1] items = items_out
+        cdef double[::1] counts = counts_out
+        cdef size_t i, n = 0
+        for i in range(self.slot_mask + 1):
+            if self.slots[i].item != TB_UNKNOWN:
+                items[n] = self.slots[i].item
+                counts[n] = self.slots[i].count
+                n += 1
+        order = np.argsort(items_out)
+        return items_out[order], counts_out[order]
+
+
+cdef class ItemTable:
+    """Everything a decision reads of the catalogue, by dense item number.
+
+    `attribute_count` symbol columns and an embedding of `dimension` float32 per item, rows padded to 16 lanes.
+    """
+
+    cdef readonly uint32_t count
+    cdef readonly Py_ssize_t attribute_count
+    cdef readonly Py_ssize_t dimension
+    cdef uint32_t capacity
+    cdef uint32_t generation
+    cdef size_t width
+    cdef tb_item_row* rows
+    cdef tb_id_slot* slots
+    cdef uint64_t slot_mask
+    cdef char* arena
+    cdef size_t arena_used
+    cdef size_t arena_bytes
+    cdef uint64_t* id_offset
+    cdef uint32_t* id_length
+    cdef uint64_t* symbols
+    cdef float* embeddings
+    cdef readonly uint32_t live_count
+
+    def __cinit__(self, Py_ssize_t attribute_count, Py_ssize_t dimension):
+        if attribute_count < 0 or attribute_count > 64 or dimension < 0 or dimension > 4096:
+            raise ValueError(f"expected 0..64 attributes and 0..4096 dimensions, got {attribute_count} and {dimension}")
+        self.attribute_count, self.dimension = attribute_count, dimension
+        self.width = (dimension + TB_LANES - 1) // TB_LANES * TB_LANES
+        self._reserve(1024)
+        self._rehash(4096)
+        self.arena_bytes = 65536
+        self.arena = <char*>_grown(NULL, 0, self.arena_bytes)
+
+    def __dealloc__(self):
+        free(self.rows)
+        free(self.slots)
+        free(self.arena)
+        free(self.id_offset)
+        free(self.id_length)
+        free(self.symbols)
+        free(self.embeddings)
+
+    cdef int _reserve(self, uint32_t capacity) except -1:
+        cdef size_t old = self.capacity, new = capacity
+        cdef Py_ssize_t a
+        cdef uint64_t* columns
+        self.rows = <tb_item_row*>_grown(self.rows, old * sizeof(tb_item_row), new * sizeof(tb_item_row))
+        self.id_offset = <uint64_t*>_grown(self.id_offset, old * 8, new * 8)
+        self.id_length = <uint32_t*>_grown(self.id_length, old * 4, new * 4)
+        if self.width:
+            self.embeddings = <float*>_grown(self.embeddings, old * self.width * 4, new * self.width * 4)
+        if self.attribute_count:
+            columns = <uint64_t*>_grown(NULL, 0, new * 8 * self.attribute_count)
+            for a in range(self.attribute_count):
+                if old:
+                    memcpy(columns + a * new, self.symbols + a * old, old * 8)
+            free(self.symbols)
+            self.symbols = columns
+        self.capacity = capacity
+        return 0
+
+    cdef int _rehash(self, size_t slot_count) except -1:
+        cdef tb_id_slot* old = self.slots
+        cdef size_t old_count = self.slot_mask + 1 if old != NULL else 0, i
+        self.slots = <tb_id_slot*>_grown(NULL, 0, slot_count * sizeof(tb_id_slot))
+        self.slot_mask = slot_count - 1
+        for i in range(slot_count):
+            self.slots[i].number = TB_UNKNOWN
+        for i in range(old_count):
+            if old[i].number != TB_UNKNOWN:
+                tb_id_insert(self.slots, self.slot_mask, old[i])
+        free(old)
+        return 0
+
+    cdef int _name(self, uint32_t number, str item_id) except -1:
+        cdef Py_ssize_t length
+        cdef const char* text = PyUnicode_AsUTF8AndSize(item_id, &length)
+        cdef tb_id_slot fresh
+        if number > self.count:
+            raise ValueError(f"expected items in the order of their numbers, next {self.count}, got {number}")
+        if number < self.count:
+            if self.id(number) != item_id:
+                raise ValueError(f"expected id {self.id(number)!r} at number {number}, got {item_id!r}; numbers are never reused")
+            return 0
+        if number == self.capacity:
+            self._reserve(2 * self.capacity)
+        if 2 * <size_t>(number + 1) > self.slot_mask + 1:
+            self._rehash(2 * (self.slot_mask + 1))
+        if self.arena_used + length > self.arena_bytes:
+            self.arena = <char*>_grown(self.arena, self.arena_used, 2 * self.arena_bytes + length)
+            self.arena_bytes = 2 * self.arena_bytes + length
+        memcpy(self.arena + self.arena_used, text, length)
+        fresh.hash = tb_xxh64(text, length, 0)
+        fresh.number, fresh.length, fresh.offset = number, length, self.arena_used
+        tb_id_insert(self.slots, self.slot_mask, fresh)
+        self.id_offset[number], self.id_length[number] = self.arena_used, length
+        self.arena_used += length
+        self.count = number + 1
+        return 0
+
+    def put(self, uint32_t number, str item_id not None, bint live, int32_t stock, uint32_t start_s, uint32_t end_s,
+            tuple symbols not None, const float[::1] embedding):
+        """Set an item whole. Numbers are dense: an unknown one must be the next. `embedding` None is all zeros."""
+        cdef Py_ssize_t a, f
+        cdef tb_item_row* row
+        if len(symbols) != self.attribute_count:
+            raise ValueError(f"expected {self.attribute_count} symbols, got {len(symbols)}, for item {item_id!r}")
+        if embedding is not None and embedding.shape[0] != self.dimension:
+            raise ValueError(f"expected {self.dimension} embedding values, got {embedding.shape[0]}, for item {item_id!r}")
+        self._name(number, item_id)
+        row = &self.rows[number]
+        self.live_count += <int>live - <int>(row.flags & TB_LIVE)
+        row.flags = TB_LIVE if live else 0
+        row.stock, row.start_s, row.end_s = stock, start_s, end_s
+        for a in range(self.attribute_count):
+            self.symbols[a * <size_t>self.capacity + number] = symbols[a]
+        for f in range(self.dimension):
+            self.embeddings[number * self.width + f] = embedding[f] if embedding is not None else 0.0
+
+    def id(self, uint32_t number):
+        """Return an item's id."""
+        if number >= self.count:
+            raise IndexError(f"expected an item number below {self.count}, got {number}")
+        return self.arena[self.id_offset[number]:self.id_offset[number] + self.id_length[number]].decode("utf-8")
+
+    def lookup(self, ids not None):
+        """Return (numbers uint32 in the order of `ids`, how many are unknown); unknown ids are `UNKNOWN_ITEM`."""
+        cdef list texts = list(ids) if not isinstance(ids, list) else ids
+        cdef Py_ssize_t total = len(texts), first, i, batch
+        out = np.empty(total, np.uint32)
+        cdef uint32_t[::1] numbers = out
+        cdef const char* pointers[TB_LOOKUP_BATCH]
+        cdef size_t lengths[TB_LOOKUP_BATCH]
+        cdef Py_ssize_t length
+        cdef size_t unknown = 0
+        for first in range(0, total, TB_LOOKUP_BATCH):
+            batch = min(total - first, <Py_ssize_t>TB_LOOKUP_BATCH)
+            for i in range(batch):
+                pointers[i] = PyUnicode_AsUTF8AndSize(<str?>texts[first + i], &length)
+                lengths[i] = length
+            unknown += tb_id_find_batch(self.slots, self.slot_mask, self.arena, pointers, lengths, batch, &numbers[first])
+        return out, unknown
+
+    def set_counts(self, const uint32_t[::1] items not None, const double[::1] counts not None):
+        """Set the landmark-scaled counts over all contexts."""
+        cdef Py_ssize_t i
+        if items.shape[0] != counts.shape[0]:
+            raise ValueError(f"expected as many counts as items = {items.shape[0]}, got {counts.shape[0]}")
+        for i in range(items.shape[0]):
+            if items[i] >= self.count:
+                raise IndexError(f"expected item numbers below {self.count}, got {items[i]} at {i}")
+            self.rows[items[i]].count = counts[i]
+
+    def counts(self):
+        """Return the landmark-scaled counts over all contexts, float64[count]."""
+        out = np.empty(self.count, np.float64)
+        cdef double[::1] counts = out
+        cdef uint32_t i
+        for i in range(self.count):
+            counts[i] = self.rows[i].count
+        return out
+
+    def live(self):
+        """Return which items are in the catalogue, uint8[count]."""
+        out = np.empty(self.count, np.uint8)
+        cdef uint8_t[::1] flags = out
+        cdef uint32_t i
+        for i in range(self.count):
+            flags[i] = self.rows[i].flags & TB_LIVE
+        return out
+
+    def attribute(self, Py_ssize_t index):
+        """Return a copy of one symbol column, uint64[count]."""
+        if not 0 <= index < self.attribute_count:
+            raise IndexError(f"expected an attribute index below {self.attribute_count}, got {index}")
+        out = np.zeros(self.count, np.uint64)
+        cdef uint64_t[::1] column = out
+        if self.count:
+            memcpy(&column[0], self.symbols + index * <size_t>self.capacity, self.count * 8)
+        return out
+
+    def rank(self, const uint32_t[::1] candidates, Py_ssize_t k, uint32_t now_s, *, bint require_stock=True,
+             const uint8_t[::1] allowed=None, const uint32_t[::1] excluded=None, double scale=1.0, double total=0.0,
+             double uniform_strength=1.0, tuple levels=(), const float[::1] together=None, double together_scale=0.0,
+             double together_support=0.0, double together_strength=1.0, double together_exponent=0.0,
+             tuple affinities=(), const float[::1] vector=None):
+        """Return (winners, candidate_count, excluded_count, eligible_count), winners best first.
+
+        `candidates` are item numbers, unknown ones passed over, repeats counted once; None stands for every item. `levels`
+        are (CellTable, total, strength) coarse to fine; `affinities` (attribute index, keys uint64, lifts float64, other
+        lift). A winner is (item, score, base, in_context, together_share, affinity_lift, affinity_index, vector_lift).
+        """
+        cdef tb_evidence evidence
+        cdef tb_level level_array[TB_LEVELS_MAX]
+        cdef tb_affinity affinity_array[TB_AFFINITIES_MAX]
+        cdef tb_rules rules
+        cdef tb_ids ids
+        cdef tb_ranking ranking
+        cdef tb_score_parts parts
+        cdef size_t i, kept = 0, count
+        cdef CellTable cell
+        cdef const uint64_t[::1] keys
+        cdef const double[::1] lifts
+        cdef const uint32_t* candidate_pointer = NULL
+        cdef tb_ranked* heap
+        cdef double normaliser
+        if k < 1 or k > 65536:
+            raise ValueError(f"expected k from 1 to 65536, got {k}")
+        if len(levels) > TB_LEVELS_MAX or len(affinities) > TB_AFFINITIES_MAX:
+            raise ValueError(f"expected at most {TB_LEVELS_MAX} levels and {TB_AFFINITIES_MAX} affinities, "
+                             f"got {len(levels)} and {len(affinities)}")
+        if allowed is not None and allowed.shape[0] < self.count:
+            raise ValueError(f"expected `allowed` for {self.count} items, got {allowed.shape[0]}")
+        if together is not None and together.shape[0] < self.count:
+            raise ValueError(f"expected co-occurrence scores for {self.count} items, got {together.shape[0]}")
+        if vector is not None and (vector.shape[0] != self.dimension or self.dimension == 0):
+            raise ValueError(f"expected a vector of {self.dimension} values, got {vector.shape[0]}")
+        evidence.scale, evidence.total = scale, total
+        evidence.uniform_strength = uniform_strength
+        evidence.uniform = 1.0 / max(<uint32_t>1, self.live_count)
+        for i in range(<size_t>len(levels)):
+            cell, level_array[i].total, level_array[i].strength = levels[i]
+            level_array[i].slots, level_array[i].slot_mask = cell.slots, cell.slot_mask
+        views = []
+        for i in range(<size_t>len(affinities)):
+            attribute, keys, lifts, affinity_array[i].other_lift = affinities[i]
+            if keys.shape[0] != lifts.shape[0] or not 0 <= attribute < self.attribute_count:
+                raise ValueError(f"expected one lift per key and an attribute index below {self.attribute_count}, "
+                                 f"got {keys.shape[0]} keys, {lifts.shape[0]} lifts, attribute {attribute}")
+            affinity_array[i].symbols = self.symbols + <size_t>attribute * self.capacity
+            affinity_array[i].key_count = keys.shape[0]
+            affinity_array[i].keys = &keys[0] if keys.shape[0] else NULL
+            affinity_array[i].lifts = &lifts[0] if keys.shape[0] else NULL
+            views.append((keys, lifts))
+        evidence.level_count, evidence.affinity_count = len(levels), len(affinities)
+        memcpy(<void*>evidence.levels, level_array, sizeof(level_array))
+        memcpy(<void*>evidence.affinities, affinity_array, sizeof(affinity_array))
+        evidence.together = &together[0] if together is not None and together.shape[0] else NULL
+        evidence.together_scale, evidence.together_support = together_scale, together_support
+        evidence.together_strength, evidence.together_exponent = together_strength, together_exponent
+        padded = None
+        cdef float[::1] padded_view
+        evidence.vector, evidence.embeddings, evidence.width = NULL, self.embeddings, self.width
+        if vector is not None:
+            padded = np.zeros(self.width, np.float32)
+            padded_view = padded
+            memcpy(&padded_view[0], &vector[0], self.dimension * 4)
+            evidence.vector = &padded_view[0]
+        self.generation += 1
+        if self.generation == 0:  # the counter came round: forget the old marks
+            for i in range(self.count):
+                self.rows[i].seen = 0
+                self.rows[i].excluded = 0
+            self.generation = 1
+        if excluded is not None:
+            for i in range(<size_t>excluded.shape[0]):
+                if excluded[i] < self.count:
+                    self.rows[excluded[i]].excluded = self.generation
+        rules.now_s, rules.generation, rules.require_stock = now_s, self.generation, require_stock
+        rules.allowed = &allowed[0] if allowed is not None and allowed.shape[0] else NULL
+        ids.arena, ids.id_offset, ids.id_length = self.arena, self.id_offset, self.id_length
+        count = self.count
+        cdef uint32_t none = 0
+        if candidates is not None:
+            count = candidates.shape[0]
+            candidate_pointer = &candidates[0] if count else &none
+        heap = <tb_ranked*>_grown(NULL, 0, k * sizeof(tb_ranked))
+        try:
+            with nogil:
+                ranking = tb_rank(&evidence, &rules, &ids, self.rows, self.count, candidate_pointer, count, k, heap, &kept)
+            normaliser = ranking.estimate_sum / ranking.score_sum if ranking.score_sum > 0.0 else 1.0
+            winners = []
+            for i in range(kept):
+                parts = tb_score(&evidence, self.rows, heap[i].item)
+                winners.append((heap[i].item, <float>(parts.score * normaliser), parts.base, parts.in_context,
+                                parts.together_share, parts.affinity_lift, parts.affinity_index, parts.vector_lift))
+        finally:
+            free(heap)
+        return winners, ranking.candidate_count, ranking.excluded_count, ranking.eligible_count
