@@ -1,0 +1,123 @@
+from collections.abc import Iterable
+from typing import Any, Final, final
+
+import numpy as np
+import numpy.typing as npt
+
+COUNT: Final[int]
+SUM: Final[int]
+LAST: Final[int]
+TIME_SINCE: Final[int]
+DECAYED: Final[int]
+TOP_K: Final[int]
+LAST_K: Final[int]
+
+FRESH: Final[int]
+STALE: Final[int]
+MISSING: Final[int]
+WARMING: Final[int]
+DEFAULTED: Final[int]
+MASKED: Final[int]
+
+TOP_K_MAX: Final[int]
+LAST_K_MAX: Final[int]
+FEATURES_MAX: Final[int]
+SUM_UNITS_PER_ONE: Final[int]
+FLAG_SATURATED: Final[int]
+
+class RecordError(ValueError):
+    reason: str
+    message: str
+    def __init__(self, reason: str, message: str) -> None: ...
+
+@final
+class RecordLayout:
+    def __init__(
+        self,
+        version: int,
+        ops: bytes | bytearray | memoryview | npt.NDArray[np.uint8],
+        *,
+        k: npt.NDArray[np.uint32],
+        half_life_ms: npt.NDArray[np.float64],
+        required: npt.NDArray[np.uint64],
+        admit: npt.NDArray[np.uint64],
+        max_age_ms: npt.NDArray[np.int64],
+    ) -> None: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def feature_count(self) -> int: ...
+    @property
+    def dense_bytes(self) -> int: ...
+    @property
+    def packed_bytes_max(self) -> int: ...
+    @property
+    def fingerprint(self) -> int: ...
+    @property
+    def offsets(self) -> tuple[int, ...]: ...
+    @property
+    def ops(self) -> bytes: ...
+    @property
+    def program_count(self) -> int: ...
+    def add_program(self, entries: Iterable[tuple[int, int, float]]) -> int: ...
+
+class RecordHeader:
+    partition: int
+    member_count: int
+    key_id: int
+    fragment_id: bytes
+    granted: int
+    denied: int
+    restricted: int
+    explicit: int
+    first_seen: int
+    last_seen: int
+    consent_time: int
+    @property
+    def flags(self) -> int: ...
+    @property
+    def layout_version(self) -> int: ...
+
+@final
+class Record(RecordHeader):
+    def __init__(self, layout: RecordLayout) -> None: ...
+    @property
+    def layout(self) -> RecordLayout: ...
+    @staticmethod
+    def unpack(layout: RecordLayout, data: bytes | bytearray | memoryview) -> Record: ...
+    def pack(self) -> bytes: ...
+    def copy(self) -> Record: ...
+    def clear_features(self) -> None: ...
+    def clear_feature(self, index: int) -> None: ...
+    def update(self, program: int, event_time: int, digest: int, slots: tuple[object, ...], mask: int) -> None: ...
+    def merge(self, other: Record, data_mask: int) -> None: ...
+    def upgraded(self, new_layout: RecordLayout, mapping: npt.NDArray[np.int32]) -> Record: ...
+    def bytes_used(self, index: int) -> int: ...
+    # The shape depends on the feature's kind, which only the caller knows.
+    def feature(self, index: int) -> Any: ...
+
+def stored_layout_version(data: bytes | bytearray | memoryview) -> int: ...
+
+@final
+class RecordView(RecordHeader):
+    def __init__(self) -> None: ...
+    @property
+    def layout(self) -> RecordLayout | None: ...
+    def load(self, layout: RecordLayout, data: bytes | bytearray | memoryview) -> None: ...
+    def read_vector(
+        self,
+        indices: npt.NDArray[np.int32],
+        at: int,
+        mask: int,
+        out: npt.NDArray[np.float32],
+        status: npt.NDArray[np.uint8],
+    ) -> None: ...
+    def status(self, index: int, at: int, mask: int) -> int: ...
+    def age(self, index: int, at: int) -> int: ...
+    def symbol(self, index: int, at: int, mask: int) -> int | None: ...
+    def recent(
+        self, index: int, at: int, mask: int, out_items: npt.NDArray[np.uint32], out_times: npt.NDArray[np.int64]
+    ) -> int: ...
+    def top(
+        self, index: int, at: int, mask: int, out_keys: npt.NDArray[np.uint64], out_weights: npt.NDArray[np.float32]
+    ) -> int: ...
