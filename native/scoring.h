@@ -14,6 +14,22 @@
 #include "exp2.h"
 #include "xxh64.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#define TB_HUGE_PAGE ((size_t)2 << 20)
+
+/* Asks for huge pages where the block is worth it: random rows of a large catalogue cost a TLB miss each without. */
+static inline void tb_advise_huge(void *block, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (bytes >= TB_HUGE_PAGE) madvise(block, bytes, MADV_HUGEPAGE);
+#else
+    (void)block;
+    (void)bytes;
+#endif
+}
+
 #define TB_UNKNOWN 0xFFFFFFFFu
 #define TB_LIVE 1u
 #define TB_LOG2_E 1.4426950408889634
@@ -31,21 +47,41 @@ typedef struct {
     uint32_t excluded; /* generation that excluded it */
 } tb_item_row;
 
-/* ---- id table: item id -> dense item number, open addressing, load <= 1/2 ---- */
+/* ---- id table: item id -> dense item number, open addressing, load <= 1/2 ----
+ *
+ * Half a cache line a slot: short ids are compared without leaving it. */
+
+#define TB_ID_INLINE 16
 
 typedef struct {
     uint64_t hash;
     uint32_t number; /* TB_UNKNOWN: empty */
     uint32_t length;
-    uint64_t offset; /* of the id's bytes in the arena */
+    union {
+        char bytes[TB_ID_INLINE]; /* of ids up to that length, zeros behind */
+        uint64_t offset;          /* of longer ids: where their bytes are in the arena */
+    } id;
 } tb_id_slot;
+
+static inline tb_id_slot tb_id_slot_of(uint64_t hash, uint32_t number, const char *id, uint32_t length, uint64_t offset) {
+    tb_id_slot slot;
+    memset(&slot, 0, sizeof slot);
+    slot.hash = hash;
+    slot.number = number;
+    slot.length = length;
+    if (length <= TB_ID_INLINE) memcpy(slot.id.bytes, id, length);
+    else slot.id.offset = offset;
+    return slot;
+}
 
 static inline uint32_t tb_id_find(const tb_id_slot *slots, uint64_t slot_mask, const char *arena, uint64_t hash,
                                   const char *id, size_t length) {
     uint64_t at = hash & slot_mask;
     while (slots[at].number != TB_UNKNOWN) {
-        if (slots[at].hash == hash && slots[at].length == length && memcmp(arena + slots[at].offset, id, length) == 0)
-            return slots[at].number;
+        if (slots[at].hash == hash && slots[at].length == length) {
+            const char *known = length <= TB_ID_INLINE ? slots[at].id.bytes : arena + slots[at].id.offset;
+            if (memcmp(known, id, length) == 0) return slots[at].number;
+        }
         at = (at + 1) & slot_mask;
     }
     return TB_UNKNOWN;
@@ -57,7 +93,7 @@ static inline void tb_id_insert(tb_id_slot *slots, uint64_t slot_mask, tb_id_slo
     slots[at] = fresh;
 }
 
-/* Looks up to TB_LOOKUP_BATCH ids up: three passes, so that the cache misses of all overlap. Returns how many are unknown. */
+/* Looks up to TB_LOOKUP_BATCH ids up: two passes, so that the cache misses of all overlap. Returns how many are unknown. */
 static inline size_t tb_id_find_batch(const tb_id_slot *slots, uint64_t slot_mask, const char *arena, const char *const *ids,
                                       const size_t *lengths, size_t count, uint32_t *numbers) {
     uint64_t hashes[TB_LOOKUP_BATCH];
@@ -65,10 +101,6 @@ static inline size_t tb_id_find_batch(const tb_id_slot *slots, uint64_t slot_mas
     for (size_t i = 0; i < count; i++) {
         hashes[i] = tb_xxh64(ids[i], lengths[i], 0);
         __builtin_prefetch(&slots[hashes[i] & slot_mask]);
-    }
-    for (size_t i = 0; i < count; i++) {
-        const tb_id_slot *slot = &slots[hashes[i] & slot_mask];
-        if (slot->number != TB_UNKNOWN) __builtin_prefetch(arena + slot->offset);
     }
     for (size_t i = 0; i < count; i++) {
         numbers[i] = tb_id_find(slots, slot_mask, arena, hashes[i], ids[i], lengths[i]);

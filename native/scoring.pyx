@@ -28,11 +28,9 @@ cdef extern from "scoring.h" nogil:
         uint32_t end_s
         uint32_t seen
         uint32_t excluded
+    const size_t TB_HUGE_PAGE
     ctypedef struct tb_id_slot:
-        uint64_t hash
         uint32_t number
-        uint32_t length
-        uint64_t offset
     ctypedef struct tb_cell_slot:
         double count
         uint32_t item
@@ -91,8 +89,8 @@ cdef extern from "scoring.h" nogil:
         size_t eligible_count
         double score_sum
         double estimate_sum
-    uint32_t tb_id_find(const tb_id_slot* slots, uint64_t slot_mask, const char* arena, uint64_t hash_, const char* id_,
-                        size_t length)
+    void tb_advise_huge(void* block, size_t bytes_)
+    tb_id_slot tb_id_slot_of(uint64_t hash_, uint32_t number, const char* id_, uint32_t length, uint64_t offset)
     void tb_id_insert(tb_id_slot* slots, uint64_t slot_mask, tb_id_slot fresh)
     size_t tb_id_find_batch(const tb_id_slot* slots, uint64_t slot_mask, const char* arena, const char** ids,
                             const size_t* lengths, size_t count, uint32_t* numbers)
@@ -108,8 +106,9 @@ UNKNOWN_ITEM = 0xFFFFFFFF
 cdef void* _grown(void* old, size_t old_bytes, size_t new_bytes) except NULL:
     """Return cache-line aligned memory with the old bytes in front and zeros behind; the old is freed."""
     cdef void* fresh = NULL
-    if posix_memalign(&fresh, 64, new_bytes) != 0:
+    if posix_memalign(&fresh, TB_HUGE_PAGE if new_bytes >= TB_HUGE_PAGE else 64, new_bytes) != 0:
         raise MemoryError()
+    tb_advise_huge(fresh, new_bytes)
     if old_bytes:
         memcpy(fresh, old, old_bytes)
     memset(<char*>fresh + old_bytes, 0, new_bytes - old_bytes)
@@ -266,7 +265,6 @@ cdef class ItemTable:
     cdef int _name(self, uint32_t number, str item_id) except -1:
         cdef Py_ssize_t length
         cdef const char* text = PyUnicode_AsUTF8AndSize(item_id, &length)
-        cdef tb_id_slot fresh
         if number > self.count:
             raise ValueError(f"expected items in the order of their numbers, next {self.count}, got {number}")
         if number < self.count:
@@ -281,9 +279,8 @@ cdef class ItemTable:
             self.arena = <char*>_grown(self.arena, self.arena_used, 2 * self.arena_bytes + length)
             self.arena_bytes = 2 * self.arena_bytes + length
         memcpy(self.arena + self.arena_used, text, length)
-        fresh.hash = tb_xxh64(text, length, 0)
-        fresh.number, fresh.length, fresh.offset = number, length, self.arena_used
-        tb_id_insert(self.slots, self.slot_mask, fresh)
+        tb_id_insert(self.slots, self.slot_mask,
+                     tb_id_slot_of(tb_xxh64(text, length, 0), number, text, length, self.arena_used))
         self.id_offset[number], self.id_length[number] = self.arena_used, length
         self.arena_used += length
         self.count = number + 1
