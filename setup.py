@@ -173,11 +173,15 @@ class BuildNative(build_ext):
         finally:
             sys.stderr.write(messages.getvalue())
         refuse_performance_hints(messages.getvalue())
+        # Cython copies headers beside the C it writes, where the compiler would prefer them to the ones in native/.
+        for copy in GENERATED_C.rglob("*.h"):
+            copy.unlink()
         # setuptools keeps its own notes on the extension objects it was given, so those are kept.
         sources = {extension.name: extension.sources for extension in translated}
         for extension in self.extensions:
             extension.sources = sources[extension.name]
             extension.depends = [*extension.depends, (GENERATED_C / "flags.txt").as_posix()]
+        self.parallel = self.parallel or os.cpu_count()
         super().build_extensions()
 
 
