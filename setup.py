@@ -186,9 +186,12 @@ class BuildNative(build_ext):
 
 
 def refuse_performance_hints(messages: str) -> None:
-    """Stop the build on a hint: most say that a `nogil` function takes the GIL back on every call."""
+    """Stop a release build on a hint: most say that a `nogil` function takes the GIL back on every call.
+
+    The debug build is let pass, because there Cython hints at the very checks that were asked for.
+    """
     hints = [line for line in messages.splitlines() if "performance hint:" in line]
-    if not hints or os.environ.get("TAILORBIRD_ALLOW_PERFORMANCE_HINTS") == "1":
+    if DEBUG or not hints or os.environ.get("TAILORBIRD_ALLOW_PERFORMANCE_HINTS") == "1":
         return
     # Otherwise the next build would find the C up to date, translate nothing and see no hint.
     for path in GENERATED_C.rglob("*.c"):
