@@ -32,8 +32,8 @@ class RecordError(ValueError):
 
 @final
 class RecordLayout:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         version: int,
         ops: bytes | bytearray | memoryview | npt.NDArray[np.uint8],
         *,
@@ -42,7 +42,7 @@ class RecordLayout:
         required: npt.NDArray[np.uint64],
         admit: npt.NDArray[np.uint64],
         max_age_ms: npt.NDArray[np.int64],
-    ) -> None: ...
+    ) -> RecordLayout: ...
     @property
     def version(self) -> int: ...
     @property
@@ -80,7 +80,7 @@ class RecordHeader:
 
 @final
 class Record(RecordHeader):
-    def __init__(self, layout: RecordLayout) -> None: ...
+    def __new__(cls, layout: RecordLayout) -> Record: ...
     @property
     def layout(self) -> RecordLayout: ...
     @staticmethod
@@ -100,7 +100,7 @@ def stored_layout_version(data: bytes | bytearray | memoryview) -> int: ...
 
 @final
 class RecordView(RecordHeader):
-    def __init__(self) -> None: ...
+    def __new__(cls) -> RecordView: ...
     @property
     def layout(self) -> RecordLayout | None: ...
     def load(self, layout: RecordLayout, data: bytes | bytearray | memoryview) -> None: ...

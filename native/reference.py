@@ -1,4 +1,4 @@
-"""What the native kernels must compute, in the fewest lines that can be read: oracles for the tests, never used in production."""
+"""What the native kernels must compute, in the fewest lines that can be read: oracles for tests, not for production."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Event:
     weight: float = 1.0
 
 
-# ---- aggregates.h: each takes all events of a feature at once, in any order, at least one ----------------------------------
+# ---- aggregates.h: each takes all events of a feature at once, in any order, at least one --------------------------
 
 
 def count(events: Sequence[Event]) -> tuple[int, int]:
@@ -54,7 +54,7 @@ def decayed(half_life_ms: float, events: Sequence[Event]) -> tuple[float, int]:
 
 
 def top_k(half_life_ms: float, k: int, events: Sequence[Event]) -> tuple[list[tuple[int, float]], int]:
-    """Return ([(key, weight at the last time)] ascending by key, last time), one event after the other as the kernel does."""
+    """Return ([(key, weight at the last time)] ascending by key, last time); event by event, as the kernel does."""
     weights: dict[int, float] = {}
     ref_time = events[0].time
     for event in events:
@@ -69,7 +69,7 @@ def top_k(half_life_ms: float, k: int, events: Sequence[Event]) -> tuple[list[tu
 
 
 def last_k(k: int, events: Sequence[Event]) -> list[tuple[int, int, int]]:
-    """Return [(item, upper half of the digest, time)], the k newest distinct items, newest first by (time, digest, item)."""
+    """Return [(item, upper half of the digest, time)] of the k newest distinct items, by (time, digest, item)."""
     newest: dict[int, tuple[int, int]] = {}
     for event in events:
         item = int(event.value)
@@ -87,7 +87,9 @@ def saturating_add(a: int, b: int) -> int:
     return min(max(a + b, INT64_MIN), INT64_MAX)
 
 
-def top_at(half_life_ms: float, entries: Sequence[tuple[int, float]], ref_time: int, at: int) -> list[tuple[int, float]]:
+def top_at(
+    half_life_ms: float, entries: Sequence[tuple[int, float]], ref_time: int, at: int
+) -> list[tuple[int, float]]:
     """Return (key, weight at `at`), heaviest first, equal weights by smaller key."""
     left = decay(half_life_ms, ref_time, at)
     return [(key, weight * left) for key, weight in sorted(entries, key=lambda entry: (-entry[1], entry[0]))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal, localcontext
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +91,7 @@ def test_the_edges_of_log2() -> None:
 
 def test_decay_never_grows_with_time() -> None:
     results = exp2_of(*(-step / 4096 for step in range(4096 * 4)))
-    assert all(later <= earlier for earlier, later in zip(results, results[1:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(results))
 
 
 @pytest.mark.parametrize("function", [native.exp2, native.log2])
