@@ -1,14 +1,17 @@
 /* The aggregates of a record: blocks and their kernels. Knows no Python, no policy, no configuration.
 
-   A feature is one descriptor (tb_feature) and one block of 8-aligned bytes. A block starts as its identity (tb_block_clear); a
-   kernel folds one value, or another block of the same descriptor, into it. Events may come in any order.
+   A feature is one descriptor (tb_feature) and one block of 8-aligned bytes. A block starts as its identity
+   (tb_block_clear); a kernel folds one value, or another block of the same descriptor, into it. Events may come in
+   any order.
 
-   Exact (COUNT, SUM, LAST, TIME_SINCE, LAST_K): any order of events and any tree of merges gives the same bytes.
-   A COUNT or SUM that leaves int64 stays at the limit (INT64_MAX, or INT64_MIN if it never touched the other): such a value says
-   "saturated", not a number, and alone depends on the order.
-   Bounded (DECAYED, TOP_K): the same sequence gives the same bytes. Relative error of a decayed value after n events of one sign:
-   at most (n + 1) * 2^-50. A TOP_K weight never exceeds the true decayed weight of its key by more than that; it can miss what the
-   key earned before an eviction, so with at most k distinct keys it is as exact as DECAYED.
+   Exact (COUNT, SUM, LAST, TIME_SINCE, LAST_K): any order of events and any tree of merges gives the same bytes. A
+   COUNT or SUM that leaves int64 stays at the limit, INT64_MAX before INT64_MIN when it met both: such a value means
+   "saturated", and it alone depends on the order.
+
+   Bounded (DECAYED, TOP_K): the same sequence gives the same bytes. After n events of one sign, each part of a
+   decayed value that has decayed over h half-lives is off by at most (n + 1 + h / 8) * 2^-50 of itself. A TOP_K
+   weight never exceeds the true decayed weight of its key by more than that; it can lack what the key earned before
+   an eviction, so with at most k distinct keys it is as good as DECAYED.
 
    Times are milliseconds since 1970. Values arrive finite: the caller drops NaN and infinity. */
 #ifndef TAILORBIRD_AGGREGATES_H
@@ -202,7 +205,8 @@ static inline void tb_top_k_put(uint32_t k, tb_top_k *block, uint64_t key, doubl
     block->n++;
 }
 
-static inline void tb_top_k_add(double half_life_ms, uint32_t k, tb_top_k *block, uint64_t key, double weight, int64_t time) {
+static inline void tb_top_k_add(double half_life_ms, uint32_t k, tb_top_k *block, uint64_t key, double weight,
+                                int64_t time) {
     tb_top_k_advance(half_life_ms, block, time);
     tb_top_k_put(k, block, key, tb_clamp_finite(weight * tb_decay(half_life_ms, time, block->ref_time)));
 }
@@ -215,8 +219,8 @@ static inline int tb_newer(const tb_occurrence *a, const tb_occurrence *b) {
     return a->item > b->item;
 }
 
-/* Keeps the k newest distinct items. An item that was pushed out by k newer ones can only come back as a newer occurrence,
-   which is why the order of arrival does not matter. */
+/* Keeps the k newest distinct items. An item that was pushed out by k newer ones can only come back as a newer
+   occurrence, which is why the order of arrival does not matter. */
 static inline void tb_last_k_offer(uint32_t k, tb_last_k *block, tb_occurrence fresh) {
     tb_occurrence *entries = block->entries;
     uint32_t n = block->n, gap = n; /* gap: the place that will be free, the end or where the item stood */
@@ -361,9 +365,10 @@ static inline float tb_float(double x) {
     return x > (double)FLT_MAX ? FLT_MAX : x < -(double)FLT_MAX ? -FLT_MAX : (float)x;
 }
 
-/* The feature as one number (see RecordView.read_vector); 0 unless the status is FRESH. TOP_K, LAST_K and a LAST that holds no
-   finite number have none: MISSING. */
-static inline uint8_t tb_read_number(const tb_feature *feature, const void *block, int64_t at, uint64_t mask, float *out) {
+/* The feature as one number (see RecordView.read_vector); 0 unless the status is FRESH. TOP_K, LAST_K and a LAST that
+   holds no finite number have none: MISSING. */
+static inline uint8_t tb_read_number(const tb_feature *feature, const void *block, int64_t at, uint64_t mask,
+                                     float *out) {
     uint8_t status = tb_block_status(feature, block, at, mask);
     double value = 0.0;
     *out = 0.0f;

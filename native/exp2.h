@@ -1,13 +1,14 @@
 /* 2^x and log2 x for doubles, the same bits on every machine.
 
-   libm's versions differ between C libraries in the last place, and a logged decision must replay bit for bit. These use only
-   IEEE additions, multiplications and divisions in a fixed order (build with -ffp-contract=off), so the result is a function
-   of the argument alone. Relative error under 1e-15 over the whole range of normal results (tests/native/test_exp2.py);
-   subnormal results of tb_exp2 are within one unit of the last place.
+   libm's versions differ between C libraries in the last place, and a logged decision must replay bit for bit. These
+   use only IEEE additions, multiplications and divisions in a fixed order (build with -ffp-contract=off), so the
+   result is a function of the argument alone. Relative error under 1e-15 over the whole range of normal results
+   (tests/native/test_exp2.py); subnormal results of tb_exp2 are within one unit of the last place.
 
-   Method. 2^x = 2^n * 2^(j/64) * 2^r with |r| <= 1/128: the table gives the middle factor correctly rounded, the Taylor series
-   of degree 5 the last (first dropped term 4e-17). log2 x = e + log2 m with m in [sqrt(1/2), sqrt(2)): with s = (m-1)/(m+1),
-   log2 m = (2 / ln 2) * (s + s^3/3 + s^5/5 + ...), |s| <= 0.172, 11 terms (first dropped term 6e-19 of the first). */
+   Method. 2^x = 2^n * 2^(j/64) * 2^r with |r| <= 1/128: the table gives the middle factor correctly rounded, the
+   Taylor series of degree 5 the last (first dropped term 4e-17). log2 x = e + log2 m with m in [sqrt(1/2), sqrt(2)):
+   with s = (m-1)/(m+1), log2 m = (2 / ln 2) * (s + s^3/3 + s^5/5 + ...), |s| <= 0.172, 11 terms (first dropped term
+   6e-19 of the first). */
 #ifndef TAILORBIRD_EXP2_H
 #define TAILORBIRD_EXP2_H
 

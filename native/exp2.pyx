@@ -1,4 +1,4 @@
-"""The engine's own 2^x and log2 x over arrays: see exp2.h for method and error. For tests and for exports that must match."""
+"""The engine's own 2^x and log2 x over arrays: exp2.h has method and error. For tests and for matching exports."""
 
 cdef extern from "exp2.h" nogil:
     double tb_exp2(double x) noexcept

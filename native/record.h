@@ -1,5 +1,5 @@
-/* The record as stored: header, presence bitmap, blocks. See record.pyx for every byte. Reads of foreign bytes happen only in
-   tb_record_check, before which nothing is trusted. */
+/* The record as stored: header, presence bitmap, blocks. See record.pyx for every byte. Reads of foreign bytes happen
+   only in tb_record_check, before which nothing is trusted. */
 #ifndef TAILORBIRD_RECORD_H
 #define TAILORBIRD_RECORD_H
 
@@ -57,12 +57,12 @@ static inline double tb_load_double(const uint8_t *at) {
     return number;
 }
 
-/* Covers every byte but its own four: the 12 before it seed the hash of those behind it, so nothing is copied or blanked. */
+/* Covers every byte but its own four: the 12 before it seed the hash of those behind it, so nothing is copied. */
 static inline uint32_t tb_record_checksum(const uint8_t *data, size_t length) {
     return (uint32_t)tb_xxh64(data + 16, length - 16, tb_xxh64(data, 12, 0));
 }
 
-/* Size of the stored block at `at`, with `room` bytes left in the record; 0 when it does not fit or is none we write. */
+/* Size of the stored block at `at`, with `room` bytes left in the record; 0 when it does not fit or is not ours. */
 static inline size_t tb_block_check(const tb_feature *feature, const uint8_t *at, size_t room) {
     size_t head = feature->op == TB_TOP_K ? sizeof(tb_top_k) : sizeof(tb_last_k), size = feature->fixed_bytes;
     if (size != 0) {
@@ -145,7 +145,8 @@ static inline size_t tb_block_bytes(const tb_feature *feature, const uint8_t *bl
 }
 
 /* Write the dense record to `out` as stored, and return its size; `out` NULL only measures. */
-static inline size_t tb_record_pack(const tb_feature *features, size_t feature_count, const uint8_t *dense, uint8_t *out) {
+static inline size_t tb_record_pack(const tb_feature *features, size_t feature_count, const uint8_t *dense,
+                                    uint8_t *out) {
     size_t words = (feature_count + 63) / 64, cursor = sizeof(tb_header) + words * 8;
     const uint64_t *presence = (const uint64_t *)(const void *)(dense + sizeof(tb_header));
     if (out != NULL)

@@ -34,107 +34,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_CheckExact
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.math cimport isfinite, NAN
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, INT64_MAX
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
-
-cdef extern from "record.h" nogil:
-    enum:
-        TB_COUNT, TB_SUM, TB_LAST, TB_TIME_SINCE, TB_DECAYED, TB_TOP_K, TB_LAST_K
-        TB_FRESH, TB_STALE, TB_MISSING, TB_WARMING, TB_DEFAULTED, TB_MASKED
-        TB_TOP_K_MAX, TB_LAST_K_MAX, TB_FEATURES_MAX, TB_RECORD_FORMAT, TB_FLAG_SATURATED
-
-    ctypedef struct tb_feature:
-        uint8_t op
-        uint32_t k
-        double half_life_ms
-        uint64_t required
-        uint64_t admit
-        int64_t max_age_ms
-        uint32_t dense_offset
-        uint32_t dense_bytes
-        uint32_t fixed_bytes
-
-    ctypedef struct tb_count:
-        int64_t value
-        int64_t last_time
-    ctypedef struct tb_sum:
-        int64_t units
-        int64_t last_time
-    ctypedef struct tb_last:
-        uint64_t bits
-        int64_t event_time
-        uint64_t digest
-    ctypedef struct tb_time_since:
-        int64_t event_time
-    ctypedef struct tb_decayed:
-        double value
-        int64_t ref_time
-    ctypedef struct tb_weighted:
-        uint64_t key
-        double weight
-    ctypedef struct tb_top_k:
-        uint32_t n
-        tb_weighted* entries
-    ctypedef struct tb_occurrence:
-        uint32_t item
-        uint32_t digest
-        int64_t time
-    ctypedef struct tb_last_k:
-        uint32_t n
-        tb_occurrence* entries
-
-    ctypedef struct tb_header:
-        uint8_t format
-        uint8_t flags
-        uint8_t algorithm
-        uint8_t partition
-        uint16_t layout_version
-        uint16_t member_count
-        uint32_t key_id
-        uint32_t checksum
-        uint8_t fragment_id[16]
-        uint64_t granted
-        uint64_t denied
-        uint64_t restricted
-        uint64_t explicit_choice
-        int64_t first_seen
-        int64_t last_seen
-        int64_t consent_time
-
-    ctypedef enum tb_record_fault:
-        TB_RECORD_OK
-        TB_RECORD_LONG
-
-    uint32_t tb_dense_bytes(uint8_t op, uint32_t k) noexcept
-    bint tb_saturated(int64_t x) noexcept
-    int64_t tb_sum_units(double value) noexcept
-    void tb_block_clear(const tb_feature* feature, void* block) noexcept
-    void tb_count_add(tb_count* block, int64_t amount, int64_t time) noexcept
-    void tb_sum_add(tb_sum* block, int64_t units, int64_t time) noexcept
-    void tb_last_offer(tb_last* block, uint64_t bits, int64_t time, uint64_t digest) noexcept
-    void tb_time_since_offer(tb_time_since* block, int64_t time) noexcept
-    void tb_decayed_add(double half_life_ms, tb_decayed* block, double amount, int64_t time) noexcept
-    void tb_top_k_add(double half_life_ms, uint32_t k, tb_top_k* block, uint64_t key, double weight, int64_t time) noexcept
-    void tb_last_k_offer(uint32_t k, tb_last_k* block, tb_occurrence fresh) noexcept
-    void tb_block_merge(const tb_feature* feature, void* into, const void* source) noexcept
-    void tb_block_copy(const tb_feature* feature, void* into, const void* source) noexcept
-    int64_t tb_block_time(const tb_feature* feature, const void* block) noexcept
-    int64_t tb_age_ms(int64_t time, int64_t at) noexcept
-    uint8_t tb_block_status(const tb_feature* feature, const void* block, int64_t at, uint64_t mask) noexcept
-    uint8_t tb_read_number(const tb_feature* feature, const void* block, int64_t at, uint64_t mask, float* out) noexcept
-    int64_t tb_read_recent(const tb_feature* feature, const tb_last_k* block, int64_t at, int64_t room,
-                           uint32_t* items, int64_t* times) noexcept
-    int64_t tb_read_top(const tb_feature* feature, const tb_top_k* block, int64_t at, int64_t room,
-                        uint64_t* keys, float* weights) noexcept
-    size_t tb_block_bytes(const tb_feature* feature, const uint8_t* block) noexcept
-    size_t tb_record_pack(const tb_feature* features, size_t feature_count, const uint8_t* dense, uint8_t* out) noexcept
-    tb_record_fault tb_record_check(const tb_feature* features, size_t feature_count, uint16_t layout_version,
-                                    const uint8_t* data, size_t length, uint32_t* offsets__f, size_t* where) noexcept
-    void tb_record_spread(const tb_feature* features, size_t feature_count, const uint8_t* data,
-                          const uint32_t* offsets__f, uint8_t* dense) noexcept
-
-cdef extern from "xxh64.h" nogil:
-    uint64_t tb_xxh64(const void* data, size_t length, uint64_t seed) noexcept
 
 COUNT, SUM, LAST, TIME_SINCE = TB_COUNT, TB_SUM, TB_LAST, TB_TIME_SINCE
 DECAYED, TOP_K, LAST_K = TB_DECAYED, TB_TOP_K, TB_LAST_K
@@ -143,11 +44,6 @@ DEFAULTED, MASKED = TB_DEFAULTED, TB_MASKED
 TOP_K_MAX, LAST_K_MAX, FEATURES_MAX = TB_TOP_K_MAX, TB_LAST_K_MAX, TB_FEATURES_MAX
 SUM_UNITS_PER_ONE = 10_000
 FLAG_SATURATED = TB_FLAG_SATURATED
-
-cdef struct Entry:
-    int32_t feature
-    int32_t slot
-    double weight
 
 # By tb_record_fault: reason, what was expected. {where} is the offset in bytes.
 cdef tuple FAULTS = (
@@ -182,20 +78,10 @@ class RecordError(ValueError):
 cdef class RecordLayout:
     """Which features a record holds and how they are kept; made once per configuration version, shared by all records.
 
-    One descriptor per feature: `ops` (COUNT ... LAST_K), `k` (entries of TOP_K and LAST_K), `half_life_ms` (of DECAYED and
-    TOP_K, 0 = no decay), `required` (bits a mask must have to read), `admit` (bits it must have to update or merge),
-    `max_age_ms` (older is STALE, 0 = never). Raises RecordError for a descriptor that does not exist.
+    One descriptor per feature: `ops` (COUNT ... LAST_K), `k` (entries of TOP_K and LAST_K), `half_life_ms` (of
+    DECAYED and TOP_K, 0 = no decay), `required` (bits a mask must have to read), `admit` (bits it must have to update
+    or merge), `max_age_ms` (older is STALE, 0 = never). Raises RecordError for a descriptor that does not exist.
     """
-
-    cdef readonly int version
-    cdef readonly int feature_count
-    cdef readonly int dense_bytes
-    cdef readonly int packed_bytes_max
-    cdef readonly object fingerprint  # of what decides the stored bytes: version, ops, k, half lives
-    cdef tb_feature* features
-    cdef Entry* entries
-    cdef list starts  # program p updates entries[starts[p]:starts[p + 1]]
-    cdef Py_ssize_t entry_count
 
     def __cinit__(self, int version, const uint8_t[::1] ops not None, *, const uint32_t[::1] k not None,
                   const double[::1] half_life_ms not None, const uint64_t[::1] required not None,
@@ -209,10 +95,11 @@ cdef class RecordLayout:
             raise RecordError("LAYOUT_VERSION", f"expected a layout version of 0 to 65535, got {version}")
         if count > TB_FEATURES_MAX:
             raise RecordError("LAYOUT_FEATURES", f"expected at most {TB_FEATURES_MAX} features, got {count}")
-        for name, length in (("k", k.shape[0]), ("half_life_ms", half_life_ms.shape[0]), ("required", required.shape[0]),
-                             ("admit", admit.shape[0]), ("max_age_ms", max_age_ms.shape[0])):
+        lengths = {"k": k.shape[0], "half_life_ms": half_life_ms.shape[0], "required": required.shape[0],
+                   "admit": admit.shape[0], "max_age_ms": max_age_ms.shape[0]}
+        for name, length in lengths.items():
             if length != count:
-                raise RecordError("LAYOUT_FEATURES", f"expected {count} values in {name}, one per feature, got {length}")
+                raise RecordError("LAYOUT_FEATURES", f"expected {count} values in {name}, got {length}")
         self.features = <tb_feature*> PyMem_Calloc(count + 1, sizeof(tb_feature))
         if self.features == NULL:
             raise MemoryError
@@ -220,8 +107,8 @@ cdef class RecordLayout:
             feature = &self.features[f]
             feature.dense_bytes = tb_dense_bytes(ops[f], k[f])
             if feature.dense_bytes == 0:
-                raise RecordError("LAYOUT_FEATURE", f"feature {f}: expected a known op, and k of 1 to {TB_TOP_K_MAX} for TOP_K "
-                                  f"or {TB_LAST_K_MAX} for LAST_K, got op {ops[f]} with k {k[f]}")
+                raise RecordError("LAYOUT_FEATURE", f"feature {f}: expected a known op, and k of 1 to {TB_TOP_K_MAX} "
+                                  f"for TOP_K or {TB_LAST_K_MAX} for LAST_K, got op {ops[f]} with k {k[f]}")
             if not (isfinite(half_life_ms[f]) and half_life_ms[f] >= 0.0 and max_age_ms[f] >= 0):
                 raise RecordError("LAYOUT_FEATURE", f"feature {f}: expected half_life_ms and max_age_ms of 0 or more, "
                                   f"got {half_life_ms[f]} and {max_age_ms[f]}")
@@ -264,8 +151,8 @@ cdef class RecordLayout:
     def add_program(self, entries):
         """Register what one signal type updates, as (feature_index, slot_index, weight); returns the program's number.
 
-        slot_index -1 takes no value: COUNT and SUM then add the weight, DECAYED counts it, TIME_SINCE needs none. COUNT weights
-        are whole numbers. Raises RecordError for an entry that fits no feature.
+        slot_index -1 takes no value: COUNT and SUM then add the weight, DECAYED counts it, TIME_SINCE needs none.
+        COUNT weights are whole numbers. Raises RecordError for an entry that fits no feature.
         """
         cdef list rows = list(entries)
         cdef Py_ssize_t total = self.entry_count + len(rows)
@@ -280,12 +167,15 @@ cdef class RecordLayout:
         self.entries = grown
         for feature, slot, weight in rows:
             if not 0 <= feature < self.feature_count:
-                raise RecordError("PROGRAM_ENTRY", f"expected a feature of 0 to {self.feature_count - 1}, got {feature}")
+                raise RecordError("PROGRAM_ENTRY",
+                                  f"expected a feature of 0 to {self.feature_count - 1}, got {feature}")
             op = self.features[feature].op
             if not -1 <= slot < 0x7FFF or (slot < 0 and op in (TB_LAST, TB_TOP_K, TB_LAST_K)):
-                raise RecordError("PROGRAM_ENTRY", f"feature {feature}: expected a slot that holds its value, got {slot}")
+                raise RecordError("PROGRAM_ENTRY",
+                                  f"feature {feature}: expected a slot that holds its value, got {slot}")
             if not isfinite(weight) or (op == TB_COUNT and (weight != <double><int64_t>max(min(weight, 1e15), -1e15))):
-                raise RecordError("PROGRAM_ENTRY", f"feature {feature}: expected a finite weight, whole for a COUNT, got {weight}")
+                raise RecordError("PROGRAM_ENTRY",
+                                  f"feature {feature}: expected a finite weight, whole for a COUNT, got {weight}")
             grown[place] = Entry(<int32_t>feature, <int32_t>slot, weight)
             place += 1
         self.entry_count = total
@@ -375,10 +265,6 @@ cdef void merge_features(const tb_feature* features, Py_ssize_t feature_count, u
 
 cdef class RecordHeader:
     """The header fields, of a Record (to read and write) or a RecordView (to read)."""
-
-    cdef tb_header* header
-    cdef tb_header empty  # what it points to before there is a record
-    cdef bint writable
 
     def __cinit__(self):
         memset(&self.empty, 0, sizeof(tb_header))
@@ -476,11 +362,7 @@ cdef class RecordHeader:
 
 @cython.final
 cdef class Record(RecordHeader):
-    """The dense working copy of one fragment or head: updated and merged in place, packed to be stored. Not for two threads."""
-
-    cdef RecordLayout _layout
-    cdef uint8_t* dense
-    cdef uint64_t* presence__w
+    """The dense working copy of a fragment or head: updated and merged in place, packed to store; one thread."""
 
     def __cinit__(self, RecordLayout layout not None):
         self.dense = <uint8_t*> PyMem_Malloc(layout.dense_bytes)
@@ -520,7 +402,8 @@ cdef class Record(RecordHeader):
         cdef uint32_t offsets__f[TB_FEATURES_MAX]
         cdef size_t where
         cdef RecordLayout layout = self._layout
-        cdef int fault = tb_record_check(layout.features, layout.feature_count, layout.version, data, length, offsets__f, &where)
+        cdef int fault = tb_record_check(layout.features, layout.feature_count, layout.version, data, length,
+                                         offsets__f, &where)
         if fault != TB_RECORD_OK:
             raise_fault(layout, fault, length, where)
         tb_record_spread(layout.features, layout.feature_count, data, offsets__f, self.dense)
@@ -552,10 +435,10 @@ cdef class Record(RecordHeader):
     def update(self, Py_ssize_t program, int64_t event_time, uint64_t digest, tuple slots not None, uint64_t mask):
         """Fold one event into the features its program names and `mask` admits. The header is the caller's to update.
 
-        A slot holds None (absent), a value, or a tuple or list of values: a number for SUM and DECAYED, multiplied by the entry's
-        weight; a float or an int symbol (u64) for LAST; an int key (u64) for TOP_K; an item number (u32) for LAST_K. COUNT and
-        TIME_SINCE with a slot look only at how many values it holds. NaN and infinity are absent. A value of another type
-        or range raises TypeError or OverflowError half way: drop the record.
+        A slot holds None (absent), a value, or a tuple or list of values: a number for SUM and DECAYED, multiplied by
+        the entry's weight; a float or an int symbol (u64) for LAST; an int key (u64) for TOP_K; an item number (u32)
+        for LAST_K. COUNT and TIME_SINCE with a slot look only at how many values it holds. NaN and infinity are
+        absent. A value of another type or range raises TypeError or OverflowError half way: drop the record.
         """
         cdef RecordLayout layout = self._layout
         cdef const tb_feature* feature
@@ -582,7 +465,8 @@ cdef class Record(RecordHeader):
                 folded = fold_weight(feature, block, entry.weight, event_time)
             else:
                 if entry.slot >= len(slots):
-                    raise RecordError("SLOT_MISSING", f"program {program} reads slot {entry.slot}, got {len(slots)} slots")
+                    raise RecordError("SLOT_MISSING",
+                                      f"program {program} reads slot {entry.slot}, got {len(slots)} slots")
                 value = slots[entry.slot]
                 folded = 0
                 if isinstance(value, (tuple, list)):
@@ -597,7 +481,7 @@ cdef class Record(RecordHeader):
                     self.header.flags |= TB_FLAG_SATURATED
 
     def merge(self, Record other not None, uint64_t data_mask):
-        """Fold in the features of `other` that `data_mask` admits, and its first and last seen. Consent is the caller's.
+        """Fold in the features of `other` that `data_mask` admits, and first and last seen. Consent is the caller's.
 
         Bounded features depend on the order of merges: merge in canonical fragment order.
         """
@@ -615,7 +499,8 @@ cdef class Record(RecordHeader):
     def upgraded(self, RecordLayout new_layout not None, const int32_t[::1] mapping not None):
         """The record in another layout; `mapping` gives for each new feature the old one, or -1 for none.
 
-        A smaller k drops the weakest or oldest entries. RecordError when op or half life differ: a definition never changes.
+        A smaller k drops the weakest or oldest entries. RecordError when op or half life differ: a definition never
+        changes.
         """
         cdef Record record = Record.__new__(Record, new_layout)
         cdef const tb_feature* old
@@ -634,8 +519,8 @@ cdef class Record(RecordHeader):
             old = &self._layout.features[mapping[f]]
             new = &new_layout.features[f]
             if old.op != new.op or old.half_life_ms != new.half_life_ms:
-                raise RecordError("UPGRADE_MAPPING", f"feature {f}: expected the op and half life of old feature {mapping[f]}; "
-                                  "give a changed definition a name of its own")
+                raise RecordError("UPGRADE_MAPPING", f"feature {f}: expected the op and half life of old feature "
+                                  f"{mapping[f]}; give a changed definition a name of its own")
             if self.presence__w[mapping[f] >> 6] >> (mapping[f] & 63) & 1:
                 tb_block_copy(new, record.dense + new.dense_offset, self.dense + old.dense_offset)
                 record.presence__w[f >> 6] |= <uint64_t>1 << (f & 63)
@@ -690,7 +575,8 @@ cdef int check_index(RecordLayout layout, Py_ssize_t index) except -1:
 
 cdef int raise_fault(RecordLayout layout, int fault, Py_ssize_t length, size_t where) except -1:
     reason, message = FAULTS[fault]
-    raise RecordError(reason, message.format(length=length, where=where, version=layout.version, count=layout.feature_count))
+    text = message.format(length=length, where=where, version=layout.version, count=layout.feature_count)
+    raise RecordError(reason, text)
 
 
 def stored_layout_version(const uint8_t[::1] data not None):
@@ -704,13 +590,10 @@ def stored_layout_version(const uint8_t[::1] data not None):
 cdef class RecordView(RecordHeader):
     """Reads features straight from a stored record at decision time. Load it again and again; not for two threads.
 
-    `load` copies the stored bytes as they are (LMDB aligns values to 2 bytes only, and they are gone with the transaction),
-    checks them, and notes where each block stands: nothing is unpacked and, after the first load of a layout, nothing allocated.
+    `load` copies the stored bytes as they are (LMDB aligns values to 2 bytes only, and they are gone with the
+    transaction), checks them, and notes where each block stands: nothing is unpacked and, after the first load of a
+    layout, nothing allocated.
     """
-
-    cdef RecordLayout _layout
-    cdef uint8_t* data
-    cdef uint32_t* offsets__f
 
     def __dealloc__(self):
         PyMem_Free(self.data)
@@ -722,7 +605,7 @@ cdef class RecordView(RecordHeader):
         return self._layout
 
     def load(self, RecordLayout layout not None, data):
-        """Take a stored record (bytes-like). RecordError if it is not whole, not ours or of another layout; then none is loaded."""
+        """Take a stored record (bytes-like). RecordError as in `Record.unpack`; then none is loaded."""
         cdef Py_buffer view
         if PyBytes_CheckExact(data):
             self._take(layout, <const uint8_t*>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
@@ -750,7 +633,8 @@ cdef class RecordView(RecordHeader):
         if length > layout.packed_bytes_max:
             raise_fault(layout, TB_RECORD_LONG, length, layout.packed_bytes_max)
         memcpy(self.data, data, length)
-        fault = tb_record_check(layout.features, layout.feature_count, layout.version, self.data, length, self.offsets__f, &where)
+        fault = tb_record_check(layout.features, layout.feature_count, layout.version, self.data, length,
+                                self.offsets__f, &where)
         if fault != TB_RECORD_OK:
             raise_fault(layout, fault, length, where)
         self._layout = layout
@@ -766,8 +650,9 @@ cdef class RecordView(RecordHeader):
                     float[::1] out not None, uint8_t[::1] status not None):
         """Write each feature as one number as of `at`, and its status; 0 where the status is not FRESH.
 
-        COUNT as it is, SUM in units, LAST when it holds a number (the reader must know which LAST holds symbols), TIME_SINCE in
-        seconds and never below 0, DECAYED at `at`. TOP_K and LAST_K are MISSING. All three arrays have one length.
+        COUNT as it is, SUM in units, LAST when it holds a number (the reader must know which LAST holds symbols),
+        TIME_SINCE in seconds and never below 0, DECAYED at `at`. TOP_K and LAST_K are MISSING. All three arrays have
+        one length.
         """
         cdef RecordLayout layout = self._layout
         cdef Py_ssize_t count = indices.shape[0], i
@@ -775,7 +660,8 @@ cdef class RecordView(RecordHeader):
         cdef uint32_t offset
         cdef bint known = True
         if out.shape[0] != count or status.shape[0] != count:
-            raise ValueError(f"expected {count} places, one per index, got {out.shape[0]} in out, {status.shape[0]} in status")
+            raise ValueError(f"expected {count} places, one per index, "
+                             f"got {out.shape[0]} in out, {status.shape[0]} in status")
         for i in range(count):
             known &= 0 <= indices[i] < feature_count
         if not known:
@@ -804,9 +690,10 @@ cdef class RecordView(RecordHeader):
     cdef const uint8_t* _typed(self, Py_ssize_t index, uint8_t op, int64_t at, uint64_t mask) except? NULL:
         """The block of a feature of that kind, NULL when it may not speak."""
         cdef const uint8_t* block = self._block(index)
-        if self._layout.features[index].op != op:
-            raise RecordError("FEATURE_KIND", f"feature {index}: expected op {op}, got {self._layout.features[index].op}")
-        return block if tb_block_status(&self._layout.features[index], block, at, mask) == TB_FRESH else NULL
+        cdef const tb_feature* feature = &self._layout.features[index]
+        if feature.op != op:
+            raise RecordError("FEATURE_KIND", f"feature {index}: expected op {op}, got {feature.op}")
+        return block if tb_block_status(feature, block, at, mask) == TB_FRESH else NULL
 
     def recent(self, Py_ssize_t index, int64_t at, uint64_t mask, uint32_t[::1] out_items not None,
                int64_t[::1] out_times not None):
@@ -815,13 +702,15 @@ cdef class RecordView(RecordHeader):
         cdef Py_ssize_t room = min(out_items.shape[0], out_times.shape[0])
         if block == NULL or room == 0:
             return 0
-        return tb_read_recent(&self._layout.features[index], <const tb_last_k*>block, at, room, &out_items[0], &out_times[0])
+        return tb_read_recent(&self._layout.features[index], <const tb_last_k*>block, at, room,
+                              &out_items[0], &out_times[0])
 
     def top(self, Py_ssize_t index, int64_t at, uint64_t mask, uint64_t[::1] out_keys not None,
             float[::1] out_weights not None):
-        """Write the keys of a TOP_K and their weights decayed to `at`, heaviest first, then smaller key; returns how many."""
+        """Write the keys of a TOP_K and their weights at `at`, heaviest first, then smaller key; returns how many."""
         cdef const uint8_t* block = self._typed(index, TB_TOP_K, at, mask)
         cdef Py_ssize_t room = min(out_keys.shape[0], out_weights.shape[0])
         if block == NULL or room == 0:
             return 0
-        return tb_read_top(&self._layout.features[index], <const tb_top_k*>block, at, room, &out_keys[0], &out_weights[0])
+        return tb_read_top(&self._layout.features[index], <const tb_top_k*>block, at, room,
+                           &out_keys[0], &out_weights[0])
