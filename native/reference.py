@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 INT64_MAX = 2**63 - 1
 INT64_MIN = -(2**63)
 
@@ -93,3 +96,30 @@ def top_at(
     """Return (key, weight at `at`), heaviest first, equal weights by smaller key."""
     left = decay(half_life_ms, ref_time, at)
     return [(key, weight * left) for key, weight in sorted(entries, key=lambda entry: (-entry[1], entry[0]))]
+
+
+# ---- neighbours.h ----------------------------------------------------------------------------------------------------
+
+
+def accumulate(
+    indptr: npt.NDArray[np.uint32],
+    neighbours: npt.NDArray[np.uint32],
+    weights: npt.NDArray[np.float32],
+    items: npt.NDArray[np.uint32],
+    item_weights: npt.NDArray[np.float32],
+    item_count: int,
+) -> npt.NDArray[np.float32]:
+    """Return the sum of the rows of `items`, each times its weight; what is not above zero is left out."""
+    scores = np.zeros(item_count, np.float32)
+    for item, item_weight in zip(items.tolist(), item_weights, strict=True):
+        if item < len(indptr) - 1:
+            row = slice(indptr[item], indptr[item + 1])
+            for neighbour, weight in zip(neighbours[row].tolist(), weights[row], strict=True):
+                if neighbour < item_count and item_weight * weight > 0:
+                    scores[neighbour] += item_weight * weight
+    return scores
+
+
+def best_items(scores: npt.NDArray[np.float32], limit: int) -> list[int]:
+    """Return the items scored above zero, best first, ties by smaller number, at most `limit`."""
+    return sorted(np.flatnonzero(scores).tolist(), key=lambda item: (-scores[item], item))[:limit]
