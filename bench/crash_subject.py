@@ -13,6 +13,7 @@ Such a module has two functions:
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,13 @@ class Tally:
     def _describe(self, text: str) -> None:
         if len(self.details) < self.DETAILS_MAX:
             self.details.append(text)
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return an exception and the two innermost places it came from, one line each."""
+    frames = traceback.extract_tb(error.__traceback__)[-2:]
+    places = "".join(f" at {Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in frames)
+    return f"{type(error).__name__}: {error}{places}"
 
 
 def load_subject(name: str) -> CrashSubject:

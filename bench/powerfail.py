@@ -16,14 +16,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tailorbird.bench.crash_subject import Tally, Verdict, load_subject
+from tailorbird.bench.crash_subject import Tally, Verdict, describe_failure, load_subject
 from tailorbird.bench.disk_model import Disk
 from tailorbird.bench.io_trace import Operation, TraceRecord, read_trace
 from tailorbird.engine.errors import InternalError, PreconditionFailed
@@ -39,12 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this benchmark's options."""
     parser.add_argument("--images", type=int, default=1000, help="images to build and start from (default 1000)")
     parser.add_argument("--seed", type=int, default=1, help="seed of workload, cut points and losses (default 1)")
+    parser.add_argument("--quick", action="store_true", help="50 images")
     parser.add_argument("--subject", default=ENGINE_SUBJECT, help="module under test (default the engine)")
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
     """Return the counts of all images; each is 0 when nothing promised was lost."""
-    return power_failures(args.subject, args.images, args.seed)
+    return power_failures(args.subject, 50 if args.quick else args.images, args.seed)
 
 
 def power_failures(subject: str, image_count: int, seed: int) -> dict[str, object]:
@@ -191,8 +191,8 @@ def _verify_images(name: str, promises: list[bytes], connection: Connection) -> 
             return
         try:
             answer: Verdict | str = subject.verify(Path(path), promises[:promise_count])
-        except Exception:
-            answer = traceback.format_exc()
+        except Exception as error:
+            answer = describe_failure(error)
         connection.send(answer)
 
 

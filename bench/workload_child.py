@@ -3,7 +3,7 @@
 `trace` runs the subject's workload once and puts its promises into the trace of the recorder it was started under.
 `pipe` verifies first, then runs workloads until it is killed; it reads the promises of earlier processes from standard
 input and writes frames to standard output: a letter, a u32 length, data. S: verifying begins. V: verdict as JSON.
-E: the start failed, traceback. A: a promise.
+E: the start failed, and how. A: a promise.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import argparse
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from struct import Struct
 
-from tailorbird.bench.crash_subject import CrashSubject, load_subject
+from tailorbird.bench.crash_subject import CrashSubject, describe_failure, load_subject
 from tailorbird.native import iotrace
 
 FRAME = Struct("<cI")
@@ -45,8 +44,8 @@ def _run_in_pipe(subject: CrashSubject, path: Path, seed: int) -> int:
     send(b"S", b"")
     try:
         verdict = subject.verify(path, read_frames(sys.stdin.buffer.read()))
-    except Exception:
-        send(b"E", traceback.format_exc().encode())
+    except Exception as error:
+        send(b"E", describe_failure(error).encode())
         return 1
     send(b"V", json.dumps(asdict(verdict)).encode())
     while True:
