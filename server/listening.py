@@ -1,0 +1,39 @@
+"""Where the service listens. Callers hold no keys in this release, so more than loopback must be asked for by name."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from tailorbird.engine.errors import CallerError
+
+DEFAULT = "127.0.0.1:50051"
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]]+)):(?P<port>\d{1,5})")
+
+
+def checked_address(text: str, *, insecure: bool) -> str:
+    """Return `host:port` when it may be listened on.
+
+    Raises `CallerError` BAD_ADDRESS, or LISTEN_NOT_LOOPBACK unless `insecure` says that it is meant.
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > 65_535:
+        raise CallerError(
+            "BAD_ADDRESS", f"expected host:port, such as {DEFAULT} or [::1]:50051, got {text!r} in --listen"
+        )
+    if not insecure and not is_loopback(match["v6"] or match["host"]):
+        raise CallerError(
+            "LISTEN_NOT_LOOPBACK",
+            f"expected a loopback address, got {text!r} in --listen: calls are not authenticated, so whoever reaches "
+            f"the port can read every profile; listen on {DEFAULT} behind a proxy that authenticates, or say "
+            "--insecure-listen",
+        )
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine alone; of names only `localhost` is taken for that."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

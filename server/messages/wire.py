@@ -1,0 +1,63 @@
+"""Bytes to messages, and what is wrong with bytes that are none."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from tailorbird.engine.errors import CallerError
+
+M = TypeVar("M", bound=Message)
+
+LENGTH_DELIMITED = 2
+VARINT_BYTES_MAX = 10
+
+
+def decode(message_type: type[M], data: bytes) -> M:
+    """Return the message of `data`. Raises `CallerError` BAD_UTF8 or BAD_MESSAGE."""
+    try:
+        return message_type.FromString(data)
+    except DecodeError as error:
+        name = message_type.DESCRIPTOR.full_name
+        if "UTF-8" in str(error):
+            raise CallerError(
+                "BAD_UTF8", f"expected UTF-8 in every text of {name}, got other bytes; encode texts as UTF-8"
+            ) from None
+        raise CallerError(
+            "BAD_MESSAGE", f"expected {len(data)} bytes of {name}, got bytes that are none; compare the .proto files"
+        ) from None
+
+
+def split_repeated(data: bytes, field_number: int) -> list[bytes]:
+    """Return the encoded elements of a repeated message that is the only field of `data`.
+
+    For a batch in which one element cannot be read: the others still can. Raises `CallerError` BAD_MESSAGE.
+    """
+    elements: list[bytes] = []
+    place = 0
+    while place < len(data):
+        key, place = _varint(data, place)
+        if key != field_number << 3 | LENGTH_DELIMITED:
+            raise _damaged(place)
+        length, place = _varint(data, place)
+        if length > len(data) - place:
+            raise _damaged(place)
+        elements.append(data[place : place + length])
+        place += length
+    return elements
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """Return the number at `place`, and the place after it."""
+    value = 0
+    for index in range(min(VARINT_BYTES_MAX, len(data) - place)):
+        byte = data[place + index]
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return value, place + index + 1
+    raise _damaged(place)
+
+
+def _damaged(place: int) -> CallerError:
+    return CallerError("BAD_MESSAGE", f"expected a field, got other bytes at {place} of the message")
