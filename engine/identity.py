@@ -17,7 +17,6 @@ import msgspec
 from tailorbird.engine.facts import Anchor
 from tailorbird.engine.identifiers import Namespace
 from tailorbird.engine.partition import (
-    IDENTIFIERS_PER_PERSON_MAX,
     Link,
     LinkKind,
     Pair,
@@ -47,7 +46,6 @@ __all__ = [
 # A component is all that links connect, refused ones too: a refused link may count once another one is taken away.
 REFUSED_PER_COMPONENT_MAX = 256
 NODES_PER_COMPONENT_MAX = 512
-EDGES_PER_NODE_MAX = IDENTIFIERS_PER_PERSON_MAX + REFUSED_PER_COMPONENT_MAX
 
 
 class Edge(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -154,7 +152,8 @@ class IdentityGraph:
             return None if known.kind else _refusing(one, other, Refusal.SEPARATED)
         is_new = known is None
         edges = {end.key: self._store.edges_of(end.key) for end in (one, other)}
-        if is_new and max(map(len, edges.values())) >= EDGES_PER_NODE_MAX:
+        # One identifier alone can fill its component (a kiosk, a robot's account): told without reading the rest.
+        if is_new and any(_refused_count(found) >= REFUSED_PER_COMPONENT_MAX for found in edges.values()):
             return _refusing(one, other, Refusal.COMPONENT_FULL)
         if self._store.is_generic(one.key) or self._store.is_generic(other.key):
             self._put_both(one, other, Edge(other.key, other.namespace, kind, event_time, False, Refusal.GENERIC))
@@ -271,6 +270,10 @@ class IdentityGraph:
         """Write `edge`, which is `one`'s about `other`, at both ends."""
         self._store.put_edge(one.key, edge)
         self._store.put_edge(other.key, msgspec.structs.replace(edge, other=one.key, other_namespace=one.namespace))
+
+
+def _refused_count(edges: Iterable[Edge]) -> int:
+    return sum(1 for edge in edges if edge.refusal)
 
 
 def _refusing(one: Anchor, other: Anchor, reason: Refusal) -> Regrouping:

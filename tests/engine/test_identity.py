@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tailorbird.engine.identifiers import NAMESPACES, Namespace, namespaces_with
 from tailorbird.engine.identity import (
-    EDGES_PER_NODE_MAX,
     NODES_PER_COMPONENT_MAX,
     REFUSED_PER_COMPONENT_MAX,
     Link,
@@ -66,9 +65,7 @@ def test_the_incremental_graph_gives_the_people_of_the_whole_set(steps: list[Lin
 
 
 @given(data=st.data(), steps=st.lists(links | negatives, max_size=30))
-def test_any_order_and_repetition_gives_the_same_people_refusals_and_edges(
-    data: st.DataObject, steps: list[Link]
-) -> None:
+def test_any_order_and_repetition_gives_the_same_graph(data: st.DataObject, steps: list[Link]) -> None:
     repeated = steps + data.draw(st.lists(st.sampled_from(steps), max_size=8) if steps else st.just([]))
     other_order = data.draw(st.permutations(repeated))
     first, second = played(steps), played(other_order)
@@ -104,9 +101,7 @@ def test_nobody_ever_has_two_values_of_a_unique_namespace(steps: list[Link]) -> 
 
 
 @given(before=st.lists(links, max_size=20), taken=links, after=st.lists(links, max_size=10))
-def test_a_split_gives_the_people_as_if_the_link_had_never_been(
-    before: list[Link], taken: Link, after: list[Link]
-) -> None:
+def test_a_split_acts_as_if_the_link_had_never_been(before: list[Link], taken: Link, after: list[Link]) -> None:
     apart = Link(taken.one, taken.other, 0, 0, True)
     pair = {taken.one, taken.other}
     never = [step for step in before + after if {step.one, step.other} != pair]
@@ -249,11 +244,11 @@ def test_a_component_keeps_256_refused_links_and_drops_the_rest() -> None:
 
 def test_a_shared_identifier_keeps_a_bounded_number_of_links() -> None:
     world = World(NAMESPACES)
-    for number in range(EDGES_PER_NODE_MAX + 5):
+    for number in range(REFUSED_PER_COMPONENT_MAX + 5):
         change = world.link(f"user_id:{number}", "device_id:kiosk", number)
     assert change is not None
     assert [link.reason for link in change.refused] == [Refusal.COMPONENT_FULL]
-    assert len(world.store.edges[b"device_id:kiosk"]) == EDGES_PER_NODE_MAX
+    assert len(world.store.edges[b"device_id:kiosk"]) == REFUSED_PER_COMPONENT_MAX
 
 
 def test_a_component_has_a_bounded_number_of_identifiers() -> None:
