@@ -28,7 +28,8 @@ TIGHT = {
     "device_id": Namespace("device_id", 6, False, 3, 3, rate_max=2, rate_days=1),
     "anonymous_id": Namespace("anonymous_id", 7, False, 2, 2),
 }
-NAMES = [f"{name}:{number}" for name in TIGHT for number in range(4)]
+POOL = {"user_id": 3, "crm_id": 2, "email": 3, "device_id": 3, "anonymous_id": 2}
+NAMES = [f"{name}:{number}" for name, count in POOL.items() for number in range(count)]
 WIDE = namespaces_with({"email": Namespace("email", 3, False, 1000, 0, holds_state=False)})
 
 names = st.sampled_from(NAMES)
