@@ -46,13 +46,13 @@ class WorldSettings:
     consent; `duplicate_share` of the signals are sent twice; `late_share` of them up to 6 hours late.
     """
 
-    seed: int = 20_260_601
+    seed: int = 20_250_303
     people: int = 200
     items: int = 300
     brands: int = 24
     style_dimension: int = 6
     embedding_dimension: int = 0
-    start: int = 1_780_272_000_000  # 2026-06-01
+    start: int = 1_740_960_000_000  # 2025-03-03, a Monday
     visits_per_person_day: float = 0.3
     exposures: int = 40
     click_rate: float = 0.06
