@@ -123,6 +123,7 @@ class Placement(_Section):
     exclude: dict[ItemList, str] = msgspec.field(
         default_factory=lambda: {ItemList.BOUGHT: "365d", ItemList.SERVED: "30m"}
     )
+    exclude_recent: list[str] = []
     where: dict[str, list[str]] = {}
     tags: list[str] = []
     require_stock: bool = True
@@ -137,6 +138,9 @@ class NamespaceDeclaration(_Section):
     unique: bool = False
     per_person_max: int = 5
     generic_at: int = 3
+    rate_max: int = 0
+    rate_days: int = 0
+    holds_state: bool = True
 
 
 class Identity(_Section):
@@ -315,7 +319,7 @@ def _check_placement(placement: Placement, configuration: Configuration, feature
                 f"expected one of `attributes`, got {attribute!r}{_near(attribute, configuration.attributes)}, {where}",
             )
     vector = placement.rank.vector
-    named = [*placement.rank.recent, *placement.rank.affinity.values(), *(vector.features if vector else [])]
+    named = [*placement.exclude_recent, *placement.rank.recent, *placement.rank.affinity.values(), *(vector.features if vector else [])]
     for name in named:
         if name not in features:
             raise ConfigurationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TypedDict
 
 import msgspec
 
@@ -26,6 +27,20 @@ class DecideRequest(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[Signal, ...] = ()
     request_id: str = ""
     min_position: int = 0
+
+
+class DecideRequestFields(TypedDict, total=False):
+    """The fields of a `DecideRequest`, for callers who name them one by one."""
+
+    placement: str
+    identifiers: dict[str, str]
+    context: dict[str, str]
+    candidates: tuple[str, ...]
+    at: int
+    k: int
+    events: tuple[Signal, ...]
+    request_id: str
+    min_position: int
 
 
 class Tier(StrEnum):

@@ -211,22 +211,44 @@ static float tb_dot(const float *a, const float *b, size_t width) {
 
 static inline double tb_clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
-static inline tb_score_parts tb_score(const tb_evidence *evidence, const tb_item_row *rows, uint32_t item) {
-    tb_score_parts parts;
+/* The estimate after the context cells; writes the one over all contexts to base. */
+static inline double tb_in_context(const tb_evidence *evidence, const tb_item_row *rows, uint32_t item, double *base) {
     double estimate = (rows[item].count * evidence->scale + evidence->uniform_strength * evidence->uniform) /
                       (evidence->total + evidence->uniform_strength);
-    parts.base = estimate;
+    *base = estimate;
     for (size_t i = 0; i < evidence->level_count; i++) {
         const tb_level *level = &evidence->levels[i];
         double count = tb_cell_get(level->slots, level->slot_mask, item) * evidence->scale;
         estimate = (count + level->strength * estimate) / (level->total + level->strength);
     }
+    return estimate;
+}
+
+/* Co-occurrence score of an item, following what is popular in the context: score * (estimate / uniform)^exponent. */
+static inline double tb_together(const tb_evidence *evidence, uint32_t item, double in_context) {
+    double score = (double)evidence->together[item];
+    if (score > 0.0 && evidence->together_exponent != 0.0)
+        score *= tb_exp2(evidence->together_exponent * tb_log2(in_context / evidence->uniform));
+    return score;
+}
+
+/* 1 / the sum of the co-occurrence scores of the touched items, 0 when there are none. */
+static inline double tb_together_scale(const tb_evidence *evidence, const tb_item_row *rows, uint32_t item_count,
+                                       const uint32_t *touched, size_t touched_count) {
+    double sum = 0.0, base;
+    for (size_t i = 0; i < touched_count; i++)
+        if (touched[i] < item_count)
+            sum += tb_together(evidence, touched[i], tb_in_context(evidence, rows, touched[i], &base));
+    return sum > 0.0 ? 1.0 / sum : 0.0;
+}
+
+static inline tb_score_parts tb_score(const tb_evidence *evidence, const tb_item_row *rows, uint32_t item) {
+    tb_score_parts parts;
+    double estimate = tb_in_context(evidence, rows, item, &parts.base);
     parts.in_context = estimate;
     parts.together_share = 0.0;
     if (evidence->together != NULL) {
-        double q = (double)evidence->together[item] * evidence->together_scale;
-        if (q > 0.0 && evidence->together_exponent != 0.0)
-            q *= tb_exp2(evidence->together_exponent * tb_log2(estimate / evidence->uniform));
+        double q = tb_together(evidence, item, estimate) * evidence->together_scale;
         double brought = evidence->together_support * q;
         double whole = brought + evidence->together_strength * estimate;
         parts.together_share = whole > 0.0 ? brought / whole : 0.0;

@@ -97,6 +97,8 @@ cdef extern from "scoring.h" nogil:
     double tb_cell_get(const tb_cell_slot* slots, uint64_t slot_mask, uint32_t item)
     int tb_cell_set(tb_cell_slot* slots, uint64_t slot_mask, uint32_t item, double count)
     tb_score_parts tb_score(const tb_evidence* evidence, const tb_item_row* rows, uint32_t item)
+    double tb_together_scale(const tb_evidence* evidence, const tb_item_row* rows, uint32_t item_count,
+                             const uint32_t* touched, size_t touched_count)
     tb_ranking tb_rank(const tb_evidence* evidence, const tb_rules* rules, const tb_ids* ids, tb_item_row* rows,
                        uint32_t item_count, const uint32_t* candidates, size_t count, size_t k, tb_ranked* heap, size_t* kept)
 
@@ -367,16 +369,23 @@ cdef class ItemTable:
             memcpy(&column[0], self.symbols + index * <size_t>self.capacity, self.count * 8)
         return out
 
+    def symbol(self, Py_ssize_t attribute, uint32_t number):
+        """Return the symbol of one item in one attribute column, 0 for none."""
+        if not 0 <= attribute < self.attribute_count or number >= self.count:
+            raise IndexError(f"expected an attribute below {self.attribute_count} and an item below {self.count}, "
+                             f"got {attribute} and {number}")
+        return self.symbols[attribute * <size_t>self.capacity + number]
+
     def rank(self, const uint32_t[::1] candidates, Py_ssize_t k, uint32_t now_s, *, bint require_stock=True,
              const uint8_t[::1] allowed=None, const uint32_t[::1] excluded=None, double scale=1.0, double total=0.0,
-             double uniform_strength=1.0, tuple levels=(), const float[::1] together=None, double together_scale=0.0,
+             double uniform_strength=1.0, tuple levels=(), const float[::1] together=None, const uint32_t[::1] touched=None,
              double together_support=0.0, double together_strength=1.0, double together_exponent=0.0,
              tuple affinities=(), const float[::1] vector=None):
         """Return (winners, candidate_count, excluded_count, eligible_count), winners best first.
 
         `candidates` are item numbers, unknown ones passed over, repeats counted once; None stands for every item. `levels`
         are (CellTable, total, strength) coarse to fine; `affinities` (attribute index, keys uint64, lifts float64, other
-        lift). A winner is (item, score, base, in_context, together_share, affinity_lift, affinity_index, vector_lift).
+        lift). `together` are co-occurrence scores per item, zero but for the `touched` items. A winner is (item, score, base, in_context, together_share, affinity_lift, affinity_index, vector_lift).
         """
         cdef tb_evidence evidence
         cdef tb_level level_array[TB_LEVELS_MAX]
@@ -424,7 +433,7 @@ cdef class ItemTable:
         memcpy(<void*>evidence.levels, level_array, sizeof(level_array))
         memcpy(<void*>evidence.affinities, affinity_array, sizeof(affinity_array))
         evidence.together = &together[0] if together is not None and together.shape[0] else NULL
-        evidence.together_scale, evidence.together_support = together_scale, together_support
+        evidence.together_scale, evidence.together_support = 0.0, together_support
         evidence.together_strength, evidence.together_exponent = together_strength, together_exponent
         padded = None
         cdef float[::1] padded_view
@@ -452,9 +461,13 @@ cdef class ItemTable:
         if candidates is not None:
             count = candidates.shape[0]
             candidate_pointer = &candidates[0] if count else &none
+        cdef size_t touched_count = touched.shape[0] if touched is not None else 0
+        cdef const uint32_t* touched_pointer = &touched[0] if touched_count else NULL
         heap = <tb_ranked*>_grown(NULL, 0, k * sizeof(tb_ranked))
         try:
             with nogil:
+                if evidence.together != NULL and touched_count:
+                    evidence.together_scale = tb_together_scale(&evidence, self.rows, self.count, touched_pointer, touched_count)
                 ranking = tb_rank(&evidence, &rules, &ids, self.rows, self.count, candidate_pointer, count, k, heap, &kept)
             normaliser = ranking.estimate_sum / ranking.score_sum if ranking.score_sum > 0.0 else 1.0
             winners = []

@@ -1,0 +1,84 @@
+"""A configuration in force: everything derived from it once, immutable, and used by the writer and by deciders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from tailorbird.engine.configuration import Configuration, parse_configuration
+from tailorbird.engine.consent import Purpose, bit
+from tailorbird.engine.durations import duration_ms
+from tailorbird.engine.features import FeatureSet, UpdateProgram, compile_features
+from tailorbird.engine.identifiers import Namespace, namespaces_with
+from tailorbird.engine.vocabulary import ItemList, SignalType
+
+
+@dataclass(frozen=True, slots=True)
+class SignalPlan:
+    """What one signal type does: the bits it needs, the features it updates, the list and the counts it adds to."""
+
+    type: SignalType
+    update: UpdateProgram
+    collect: int
+    profile: int
+    measure: int
+    adds_to: ItemList | None
+    count_weight: float
+
+
+@dataclass(frozen=True)
+class CompiledConfiguration:
+    """One version of the configuration."""
+
+    version: int
+    layout_version: int
+    text: str
+    configuration: Configuration
+    features: FeatureSet
+    plans: Mapping[str, SignalPlan]
+    namespaces: Mapping[str, Namespace]
+    exclusion_windows_ms: Mapping[str, Mapping[ItemList, int]]
+
+    def same_layout(self, other: CompiledConfiguration) -> bool:
+        """Return whether records of the two versions are stored alike."""
+        mine = [feature.definition for feature in self.features.features]
+        return mine == [feature.definition for feature in other.features.features]
+
+
+def compile_configuration(text: str, version: int, layout_version: int) -> CompiledConfiguration:
+    """Return a configuration text compiled. Raises `ConfigurationError`."""
+    configuration = parse_configuration(text)
+    features = compile_features(configuration, layout_version)
+    plans = {
+        name: SignalPlan(
+            signal_type,
+            features.programs[name],
+            bit(signal_type.category, Purpose.COLLECT),
+            bit(signal_type.category, Purpose.PROFILE),
+            bit(signal_type.category, Purpose.MEASURE),
+            signal_type.adds_to,
+            configuration.statistics.signals.get(name, 0.0),
+        )
+        for name, signal_type in configuration.signal_types().items()
+    }
+    windows = {
+        placement.name: {
+            kind: duration_ms(window, f"exclude in placement {placement.name!r}") for kind, window in placement.exclude.items()
+        }
+        for placement in configuration.placements
+    }
+    return CompiledConfiguration(
+        version, layout_version, text, configuration, features, plans, namespaces_of(configuration), windows
+    )
+
+
+def namespaces_of(configuration: Configuration) -> dict[str, Namespace]:
+    """Return the identifier namespaces: the built-in ones and those declared."""
+    return namespaces_with(
+        {
+            name: Namespace(name, **msgspec.structs.asdict(rule))
+            for name, rule in configuration.identity.namespaces.items()
+        }
+    )

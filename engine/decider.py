@@ -1,0 +1,603 @@
+"""Decisions: one read transaction, one moment, one formula from a stranger to a regular."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+
+from tailorbird.engine.applier import LIST_KINDS, product_lines
+from tailorbird.engine.compiled import CompiledConfiguration
+from tailorbird.engine.configuration import Placement
+from tailorbird.engine.consent import ConsentMasks, DataType, Purpose, bit
+from tailorbird.engine.dayparts import DAYPART, with_daypart
+from tailorbird.engine.errors import CallerError, NotFound, PreconditionFailed, Unavailable
+from tailorbird.engine.evidence import Evidence
+from tailorbird.engine.features import ValueKind, slot_values
+from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
+from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, ReasonDetail, Tier
+from tailorbird.engine.signals import Signal
+from tailorbird.engine.state import read_record
+from tailorbird.engine.statistics import Cell
+from tailorbird.engine.store import Store, scan
+from tailorbird.engine.symbols import symbol_of
+from tailorbird.engine.vocabulary import ItemList
+from tailorbird.native import exp2 as native_exp2
+from tailorbird.native import neighbours as native_neighbours
+from tailorbird.native.record import FRESH, MASKED, Record, RecordView
+from tailorbird.native.scoring import UNKNOWN_ITEM
+
+WHOLE_CATALOGUE_MAX = 20_000
+RECENT_ITEMS_MAX = 256
+AFFINITY_STRENGTH = 5.0
+NOTABLE = 1.1  # a lift or share ratio from which it is named as a reason
+LN_2 = 0.6931471805599453
+LIST_CONSENT = {
+    ItemList.BOUGHT: bit(DataType.TRANSACTIONAL, Purpose.PERSONALISE),
+    ItemList.SHOWN: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
+    ItemList.SERVED: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
+}
+SERVED_CONSENT = bit(DataType.BEHAVIOURAL, Purpose.COLLECT)
+_NO_ITEMS = np.zeros(0, np.uint32)
+
+
+@dataclass(slots=True)
+class Person:
+    """Whoever is asked about, as one transaction sees them."""
+
+    view: RecordView | None
+    permitted: int
+    person_id: bytes
+    fragments: tuple[bytes, ...]
+    served_key: bytes
+    last_seen: int
+
+
+@dataclass(slots=True)
+class Placed:
+    """A placement with what is looked up in it once."""
+
+    declaration: Placement
+    windows: Mapping[ItemList, int]
+    vector: npt.NDArray[np.int32] | None
+    vector_log: bool
+    features: tuple[int, ...]
+    recent: tuple[int, ...]
+    exclude_recent: tuple[int, ...]
+    affinity: tuple[tuple[int, int], ...]
+
+
+class Decider:
+    """Answers from a store it only reads. One decision at a time; the engine sees to that."""
+
+    def __init__(
+        self,
+        store: Store,
+        evidence: Evidence,
+        hasher: IdentifierHasher,
+        recently_served: Callable[[bytes, int], list[tuple[int, tuple[int, ...]]]],
+    ) -> None:
+        self.store = store
+        self.evidence = evidence
+        self.hasher = hasher
+        self.recently_served = recently_served
+        self._placed: dict[str, Placed] = {}
+        self._compiled: CompiledConfiguration | None = None
+        self._view = RecordView()
+        self._count = 0
+        self._keys = np.zeros(64, np.uint64)
+        self._weights = np.zeros(64, np.float32)
+        self._items = np.zeros(128, np.uint32)
+        self._times = np.zeros(128, np.int64)
+
+    # ---- the decision --------------------------------------------------------------------------------------------
+
+    def decide(self, request: DecideRequest, now: int) -> tuple[Decision, bytes, tuple[int, ...]]:
+        """Return the decision, the fragment its serving belongs to (empty: not to be recorded), and the item numbers."""
+        txn = self.store.begin(buffers=True)
+        try:
+            head = self.evidence.follow(txn)
+            if head.position < request.min_position:
+                raise Unavailable(
+                    "POSITION_NOT_REACHED",
+                    f"expected a state of min_position {request.min_position}, got {head.position}; try again",
+                )
+            return self._decide(txn, request, request.at or now)
+        finally:
+            txn.abort()
+
+    def _decide(
+        self, txn: lmdb.Transaction[memoryview], request: DecideRequest, at: int
+    ) -> tuple[Decision, bytes, tuple[int, ...]]:
+        evidence = self.evidence
+        compiled = self._take_up_configuration()
+        placed = self._placed.get(request.placement)
+        if placed is None:
+            known = ", ".join(self._placed) or "none; declare one under `placements:`"
+            raise NotFound("UNKNOWN_PLACEMENT", f"expected a placement of {known}; got {request.placement!r}")
+        placement, limits = placed.declaration, compiled.configuration.limits
+        if len(request.candidates) > limits.candidates_max:
+            raise CallerError(
+                "TOO_MANY_CANDIDATES",
+                f"expected at most limits.candidates_max = {limits.candidates_max} candidates, got {len(request.candidates)}; "
+                "send fewer, or leave them out and let the placement's retrievers find them",
+            )
+        k = request.k or placement.k
+        if not 1 <= k <= limits.k_max:
+            raise CallerError("BAD_K", f"expected k from 1 to limits.k_max = {limits.k_max}, got {k}")
+        degraded: list[str] = []
+        person = self._person(txn, request, degraded)
+        given = self._fold_events(txn, person, request.events, compiled, at)
+        context = request.context
+        statistics = evidence.statistics
+        if any(DAYPART in names for names in statistics.levels):
+            context = with_daypart(context, at, compiled.configuration.zone)
+
+        items = evidence.catalogue.items
+        recent, recent_weights = _NO_ITEMS, np.zeros(0, np.float32)
+        excluded = [given] if len(given) and placed.windows else []
+        affinities: list[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]] = []
+        vector: npt.NDArray[np.float32] | None = None
+        fresh = masked = 0
+        if person.view is not None:
+            view, permitted = person.view, person.permitted
+            for index in placed.features:
+                status = view.status(index, at, permitted)
+                fresh += status == FRESH
+                masked += status == MASKED
+            lists = self._lists(txn, person, placed, at)
+            excluded += [entries for entries, _ in lists.values()]
+            for index in placed.exclude_recent:
+                n = view.recent(index, at, permitted, self._items, self._times)
+                excluded.append(self._items[:n].copy())
+            recent, recent_weights = self._recent(view, placed, lists, at, permitted)
+            affinities = self._affinities(view, placed, at, permitted)
+            if placed.vector is not None:
+                vector = np.empty(len(placed.vector), np.float32)
+                status_array = np.empty(len(placed.vector), np.uint8)
+                view.read_vector(placed.vector, at, permitted, vector, status_array)
+                fresh += int(np.count_nonzero(status_array == FRESH))
+                masked += int(np.count_nonzero(status_array == MASKED))
+                if placed.vector_log:
+                    vector = _log1p(vector)
+        if len(given) and placement.rank.recent:
+            recent = np.concatenate([given, recent])
+            recent_weights = np.concatenate([np.ones(len(given), np.float32), recent_weights])
+
+        reference = max(at, evidence.head.latest_event_time)
+        scale = statistics.scale(reference) if statistics.landmark else 1.0
+        chain = statistics.chain(context)
+        levels = tuple((cell.table, cell.total * scale, statistics.strength(cell.level)) for cell in chain)
+        together: npt.NDArray[np.float32] | None = None
+        touched, touched_count, support, exponent = evidence.touched, 0, 0.0, 0.0
+        neighbours = evidence.neighbours
+        if neighbours is not None and len(recent):
+            together, parameters = evidence.scratch, neighbours.parameters
+            touched_count = native_neighbours.accumulate(
+                neighbours.indptr, neighbours.items, neighbours.weights, recent, recent_weights, together, touched
+            )
+            support = parameters.support_per_item * float(recent_weights.sum())
+            exponent = parameters.popularity_exponent
+        try:
+            unknown = 0
+            candidates: npt.NDArray[np.uint32] | None
+            if request.candidates:
+                candidates, unknown = items.lookup(request.candidates)
+            else:
+                candidates = self._retrieve(placed, touched_count, affinities, chain)
+            exclusions = np.concatenate(excluded) if excluded else None
+
+            def rank(
+                chosen: npt.NDArray[np.uint32] | None, wanted: int, refused: npt.NDArray[np.uint32] | None
+            ) -> Any:
+                return items.rank(
+                    chosen,
+                    wanted,
+                    max(0, at // 1000),
+                    require_stock=placement.require_stock,
+                    allowed=evidence.catalogue.allowed(placement.name),
+                    excluded=refused,
+                    scale=scale,
+                    total=statistics.everything.total * scale,
+                    uniform_strength=statistics.strength(-1),
+                    levels=levels,
+                    together=together,
+                    touched=touched[:touched_count],
+                    together_support=support,
+                    together_exponent=exponent,
+                    affinities=tuple(affinities),
+                    vector=vector,
+                )
+
+            winners, candidate_count, excluded_count, _ = rank(candidates, k, exclusions)
+            if len(winners) < k and placement.fallback and not request.candidates:
+                present = np.array([winner[0] for winner in winners], np.uint32)
+                refused = present if exclusions is None else np.concatenate([exclusions, present])
+                winners += rank(items.lookup(placement.fallback)[0], k - len(winners), refused)[0]
+            has_person = bool(len(recent) or affinities or (vector is not None and fresh))
+            decided = tuple(
+                DecidedItem(
+                    items.id(winner[0]),
+                    winner[1],
+                    1.0,
+                    self._reasons(txn, winner, placed, chain, together is not None, recent, recent_weights),
+                )
+                for winner in winners
+            )
+        finally:
+            if touched_count:
+                native_neighbours.clear(evidence.scratch, touched, touched_count)
+        if not items.live_count:
+            degraded.append("EMPTY_CATALOGUE")
+        elif not winners:
+            degraded.append("NOTHING_ELIGIBLE")
+        if unknown:
+            degraded.append("UNKNOWN_CANDIDATES")
+        feature_count = len(placed.features) + (len(placed.vector) if placed.vector is not None else 0)
+        decision = Decision(
+            decision_id=self._decision_id(request, at),
+            placement=placement.name,
+            items=decided,
+            tier=self._tier(bool(winners), has_person, chain),
+            completeness=fresh / feature_count if feature_count else 0.0,
+            profile_age_ms=max(0, at - person.last_seen) if person.last_seen else -1,
+            masked_count=masked,
+            excluded_count=excluded_count,
+            candidate_count=candidate_count,
+            unknown_candidate_count=unknown,
+            position=evidence.head.position,
+            configuration_version=compiled.version,
+            at=at,
+            person_id=person.person_id.hex(),
+            degraded=tuple(degraded),
+        )
+        served_key = person.served_key if placement.record_served and person.permitted & SERVED_CONSENT else b""
+        return decision, served_key, tuple(winner[0] for winner in winners)
+
+    def read_features(
+        self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], at: int
+    ) -> npt.NDArray[np.float32] | None:
+        """Return the numeric values of features of the best known identifier's person, None for a stranger."""
+        txn = self.store.begin(buffers=True)
+        try:
+            self.evidence.follow(txn)
+            assert self.evidence.layouts is not None
+            for anchor in self.hasher.anchors(identifiers):
+                person = txn.get(anchor.key, db=self.store.tables["canonical"])
+                data = txn.get(person, db=self.store.tables["people"]) if person is not None else None
+                if data is not None:
+                    self._load(data)
+                    view = self._view
+                    masks = ConsentMasks(view.granted, view.denied, view.restricted, view.explicit)
+                    out, statuses = np.empty(len(features), np.float32), np.empty(len(features), np.uint8)
+                    permitted = masks.permits(self.evidence.layouts.current.configuration.jurisdiction)
+                    view.read_vector(features, at, permitted, out, statuses)
+                    return out
+            return None
+        finally:
+            txn.abort()
+
+    # ---- who -----------------------------------------------------------------------------------------------------
+
+    def _person(self, txn: lmdb.Transaction[memoryview], request: DecideRequest, degraded: list[str]) -> Person:
+        """Return the person the identifiers name: the best known one's profile, and the fragments of all of them."""
+        evidence, tables = self.evidence, self.store.tables
+        assert evidence.layouts is not None
+        nobody = Person(None, 0, b"", (), b"", 0)
+        if not request.identifiers:
+            return nobody
+        anchors = []
+        for namespace, value in request.identifiers.items():
+            try:
+                anchors.append(self.hasher.anchor(namespace, value))
+            except IdentifierError as error:
+                if error.reason == "UNKNOWN_NAMESPACE":
+                    raise
+                degraded.append(error.reason)
+        anchors.sort(key=lambda anchor: (self.hasher.namespaces[anchor.namespace].priority, anchor.key))
+        found: Person | None = None
+        for anchor in anchors:
+            canonical = txn.get(anchor.key, db=tables["canonical"])
+            if canonical is None:
+                continue
+            person_id = bytes(canonical)
+            if found is not None and found.person_id == person_id:
+                continue
+            data = txn.get(person_id, db=tables["people"])
+            if data is None:
+                raise PreconditionFailed("DAMAGED_RECORD", "expected a head for every person, found none; replay the log")
+            if found is None:
+                self._load(data)
+                view = self._view
+                masks = ConsentMasks(view.granted, view.denied, view.restricted, view.explicit)
+                permitted = masks.permits(evidence.layouts.current.configuration.jurisdiction)
+                fragments = self._fragments(txn, person_id, view)
+                found = Person(view, permitted, person_id, fragments, anchor.key, view.last_seen)
+            else:  # Another person's devices still must not be shown the same again.
+                other = RecordView()
+                other.load(evidence.layouts.current.features.layout, data)
+                found.fragments += self._fragments(txn, person_id, other)
+        if found is None:
+            degraded.append("NO_PROFILE")
+            return nobody
+        return found
+
+    def _load(self, data: memoryview | bytes) -> None:
+        assert self.evidence.layouts is not None
+        current = self.evidence.layouts.current
+        if int.from_bytes(data[4:6], "little") != current.layout_version:
+            data = read_record(self.evidence.layouts, data).pack()
+        self._view.load(current.features.layout, data)
+
+    def _fragments(self, txn: lmdb.Transaction[memoryview], person_id: bytes, view: RecordView) -> tuple[bytes, ...]:
+        if view.member_count == 1:
+            return (view.fragment_id,)
+        packed = bytes(txn.get(person_id, db=self.store.tables["members"]) or b"")
+        return tuple(packed[i : i + 16] for i in range(0, len(packed), 16))
+
+    def _fold_events(
+        self,
+        txn: lmdb.Transaction[memoryview],
+        person: Person,
+        events: tuple[Signal, ...],
+        compiled: CompiledConfiguration,
+        at: int,
+    ) -> npt.NDArray[np.uint32]:
+        """Fold events into a private copy of the profile; return the numbers of the items they are about.
+
+        Events of the request are used under the person's own permissions and, for a stranger, under what each event brings.
+        """
+        if not events:
+            return _NO_ITEMS
+        assert self.evidence.layouts is not None
+        layout = compiled.features.layout
+        jurisdiction = compiled.configuration.jurisdiction
+        if person.view is not None:
+            canonical = txn.get(person.person_id, db=self.store.tables["people"])
+            assert canonical is not None
+            record = read_record(self.evidence.layouts, canonical)
+            masks = ConsentMasks(record.granted, record.denied, record.restricted, record.explicit)
+        else:
+            record, masks = Record(layout), ConsentMasks()
+            record.member_count = 1
+        items = self.evidence.catalogue.items
+        mentioned: dict[str, None] = {}
+        for number, event in enumerate(events):
+            plan = compiled.plans.get(event.type)
+            if plan is None:
+                raise CallerError("UNKNOWN_SIGNAL_TYPE", f"expected a declared signal type, got {event.type!r} in events[{number}]")
+            if event.consent is not None:
+                masks = masks.after(event.consent)
+            permitted = masks.permits(jurisdiction)
+            if not permitted & plan.profile:
+                continue
+            lines = [line for line in product_lines(event.properties) if isinstance(line.get("product_id"), str)]
+            mentioned.update((line["product_id"], None) for line in lines)
+            slots = slot_values(
+                plan.update,
+                event.properties,
+                event.context,
+                lines,
+                symbol_of,
+                lambda item_id: int(items.lookup([item_id])[0][0]),
+                lambda item_id, name: None,
+            )
+            try:
+                record.update(plan.update.program, event.event_time or at, number, slots, permitted)
+            except (TypeError, OverflowError, ValueError) as error:
+                raise CallerError("WRONG_TYPE", f"expected properties of the declared kinds in events[{number}], got: {error}") from None
+            record.last_seen = max(record.last_seen, event.event_time or at)
+        if not mentioned and person.view is None:
+            return _NO_ITEMS
+        self._view.load(layout, record.pack())
+        person.view, person.permitted, person.last_seen = self._view, masks.permits(jurisdiction), record.last_seen
+        numbers, _ = items.lookup(list(mentioned))
+        return numbers[numbers != UNKNOWN_ITEM]
+
+    # ---- what is known of them -------------------------------------------------------------------------------------
+
+    def _lists(
+        self, txn: lmdb.Transaction[memoryview], person: Person, placed: Placed, at: int
+    ) -> dict[ItemList, tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]]:
+        """Return (items, times in s) per list the placement excludes, within its window, over all the person's devices."""
+        found = {}
+        table = self.store.tables["lists"]
+        for kind, window in placed.windows.items():
+            if not person.permitted & LIST_CONSENT[kind] or window == 0:
+                continue
+            since = max(0, (at - window) // 1000)
+            chunks = []
+            for fragment in person.fragments:
+                prefix = fragment + bytes([LIST_KINDS[kind]])
+                for _, chunk in scan(txn, table, prefix):
+                    chunks.append(np.frombuffer(chunk, "<u4")[2:].reshape(-1, 2))
+                if kind is ItemList.SERVED:
+                    for time, numbers in self.recently_served(fragment, at):
+                        chunks.append(np.array([(number, time // 1000) for number in numbers], np.uint32).reshape(-1, 2))
+            if not chunks:
+                continue
+            entries = np.concatenate(chunks)
+            entries = entries[entries[:, 1] >= since]
+            found[kind] = np.ascontiguousarray(entries[:, 0]), entries[:, 1]
+        return found
+
+    def _recent(
+        self,
+        view: RecordView,
+        placed: Placed,
+        lists: dict[ItemList, tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]],
+        at: int,
+        permitted: int,
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
+        """Return the distinct items the person had to do with, newest first, weighted by recency."""
+        neighbours = self.evidence.neighbours
+        if neighbours is None:
+            return _NO_ITEMS, np.zeros(0, np.float32)
+        parts, times = [], []
+        for index in placed.recent:
+            n = view.recent(index, at, permitted, self._items, self._times)
+            parts.append(self._items[:n].copy())
+            times.append(self._times[:n].copy())
+        if placed.declaration.rank.bought and ItemList.BOUGHT in lists:
+            bought, seconds = lists[ItemList.BOUGHT]
+            parts.append(bought)
+            times.append(seconds.astype(np.int64) * 1000)
+        if not parts:
+            return _NO_ITEMS, np.zeros(0, np.float32)
+        items, when = np.concatenate(parts), np.concatenate(times)
+        order = np.lexsort((items, -when))
+        items, when = items[order], when[order]
+        _, first = np.unique(items, return_index=True)
+        first = np.sort(first)[:RECENT_ITEMS_MAX]
+        items, when = items[first], when[first]
+        if not len(items):
+            return _NO_ITEMS, np.zeros(0, np.float32)
+        weights = np.empty(len(items), np.float64)
+        native_exp2.exp2((when - when[0]) / neighbours.parameters.recency_half_life_ms, weights)
+        return np.ascontiguousarray(items), weights.astype(np.float32)
+
+    def _affinities(
+        self, view: RecordView, placed: Placed, at: int, permitted: int
+    ) -> list[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]]:
+        """Return, per attribute, P(value | person) / P(value): the person's weights with the shop's shares as the prior."""
+        found = []
+        for attribute, feature in placed.affinity:
+            n = view.top(feature, at, permitted, self._keys, self._weights)
+            if not n:
+                continue
+            keys, weights = self._keys[:n].copy(), self._weights[:n].astype(np.float64)
+            shares = self.evidence.attribute_shares(attribute)
+            prior = np.array([shares.get(int(key), 1e-6) for key in keys])
+            total = float(np.add.accumulate(weights)[-1])
+            lifts = (weights + AFFINITY_STRENGTH * prior) / (total + AFFINITY_STRENGTH) / prior
+            found.append((attribute, keys, lifts, AFFINITY_STRENGTH / (total + AFFINITY_STRENGTH)))
+        return found
+
+    # ---- candidates ----------------------------------------------------------------------------------------------
+
+    def _retrieve(
+        self,
+        placed: Placed,
+        touched_count: int,
+        affinities: list[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]],
+        chain: list[Cell],
+    ) -> npt.NDArray[np.uint32] | None:
+        """Return the placement's own candidates, None for the whole catalogue."""
+        evidence, quota = self.evidence, placed.declaration.retrieve
+        count = evidence.catalogue.items.count
+        if count <= WHOLE_CATALOGUE_MAX and (quota.whole_catalogue or count <= quota.popular):
+            return None
+        parts = [evidence.popular(quota.popular), evidence.newest(quota.new)]
+        for cell in chain:
+            cell_items, counts = cell.table.entries()
+            best = np.lexsort((cell_items, -counts))[: quota.popular]
+            parts.append(np.ascontiguousarray(cell_items[best]))
+        if touched_count and quota.cooccurrence:
+            chosen, scores = np.empty(quota.cooccurrence, np.uint32), np.empty(quota.cooccurrence, np.float32)
+            n = native_neighbours.top(
+                evidence.scratch, evidence.touched, touched_count, quota.cooccurrence, chosen, scores
+            )
+            parts.append(chosen[:n])
+        for attribute, keys, lifts, _ in affinities:
+            best = np.argsort(-lifts, kind="stable")[:4]
+            each = quota.affinity // max(1, len(best) * len(affinities))
+            parts += [evidence.posting(attribute, int(keys[i]), each) for i in best]
+        return np.concatenate(parts)
+
+    # ---- the answer ----------------------------------------------------------------------------------------------
+
+    def _reasons(
+        self,
+        txn: lmdb.Transaction[memoryview],
+        winner: tuple[int, float, float, float, float, float, int, float],
+        placed: Placed,
+        chain: list[Cell],
+        has_together: bool,
+        recent: npt.NDArray[np.uint32],
+        recent_weights: npt.NDArray[np.float32],
+    ) -> tuple[ReasonDetail, ...]:
+        """Return why an item stands where it stands, the strongest first."""
+        item, _, base, in_context, together_share, affinity_lift, affinity_index, vector_lift = winner
+        found: list[tuple[float, ReasonDetail]] = []
+        if has_together and together_share > 1.0 - 1.0 / NOTABLE:
+            neighbours = self.evidence.neighbours
+            assert neighbours is not None
+            source = native_neighbours.explain(
+                neighbours.indptr, neighbours.items, neighbours.weights, recent, recent_weights, item
+            )
+            detail = self.evidence.catalogue.items.id(int(recent[source])) if source >= 0 else ""
+            found.append((1.0 / max(1e-9, 1.0 - together_share), ReasonDetail(Reason.BOUGHT_TOGETHER, detail)))
+        if vector_lift > NOTABLE:
+            found.append((vector_lift, ReasonDetail(Reason.MODEL)))
+        if affinity_index >= 0 and affinity_lift > NOTABLE:
+            catalogue = self.evidence.catalogue
+            attribute = placed.affinity[affinity_index][0]
+            text = txn.get(catalogue.items.symbol(attribute, item).to_bytes(8, "big"), db=self.store.tables["symbols"])
+            value = bytes(text).decode() if text is not None else "?"
+            found.append((affinity_lift, ReasonDetail(Reason.AFFINITY, f"{catalogue.attributes[attribute]}={value}")))
+        if chain and in_context > NOTABLE * base:
+            found.append((in_context / base, ReasonDetail(Reason.POPULAR_IN_CONTEXT, chain[-1].label)))
+        if not found:
+            live = max(1, self.evidence.catalogue.items.live_count)
+            return (ReasonDetail(Reason.POPULAR if base * live > 1.0 else Reason.NEW),)
+        found.sort(key=lambda pair: -pair[0])
+        return tuple(reason for _, reason in found)
+
+    def _tier(self, has_items: bool, has_person: bool, chain: list[Cell]) -> Tier:
+        if not has_items:
+            return Tier.EMPTY
+        if has_person:
+            return Tier.PERSON
+        if any(cell.total > 0.0 for cell in chain):
+            return Tier.CONTEXT
+        return Tier.POPULAR if self.evidence.statistics.everything.total > 0.0 else Tier.CATALOGUE
+
+    def _decision_id(self, request: DecideRequest, at: int) -> str:
+        """Return an opaque id; the same request id gives the same one."""
+        if request.request_id:
+            return self.hasher.message_key("decision", request.request_id).hex()
+        self._count += 1
+        return f"{at:012x}{self._count:08x}"
+
+    def _take_up_configuration(self) -> CompiledConfiguration:
+        assert self.evidence.layouts is not None
+        compiled = self.evidence.layouts.current
+        if compiled is not self._compiled:
+            index, attributes = compiled.features.index, compiled.configuration.attributes
+            self._placed = {
+                placement.name: _placed(placement, compiled, index, attributes)
+                for placement in compiled.configuration.placements
+            }
+            self._compiled = compiled
+        return compiled
+
+
+def _placed(
+    placement: Placement, compiled: CompiledConfiguration, index: Mapping[str, int], attributes: list[str]
+) -> Placed:
+    vector = placement.rank.vector
+    affinity = tuple((attributes.index(name), index[feature]) for name, feature in placement.rank.affinity.items())
+    recent = tuple(index[name] for name in placement.rank.recent)
+    return Placed(
+        placement,
+        compiled.exclusion_windows_ms[placement.name],
+        np.array([index[name] for name in vector.features], np.int32) if vector else None,
+        vector is not None and vector.transform == "log1p",
+        tuple(dict.fromkeys([*recent, *(feature for _, feature in affinity)])),
+        recent,
+        tuple(index[name] for name in placement.exclude_recent),
+        affinity,
+    )
+
+
+def _log1p(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return sign(x) ln(1 + |x|), by the kernel whose bits are the same on every machine."""
+    logs = np.empty(len(values), np.float64)
+    native_exp2.log2(1.0 + np.abs(values.astype(np.float64)), logs)
+    return np.copysign(logs * LN_2, values).astype(np.float32)
+
+

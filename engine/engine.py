@@ -1,0 +1,463 @@
+"""The engine: signals in, decisions out, in this process. The server is one of its clients."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+
+from tailorbird.engine.admission import ITEM_ID_BYTES_MAX
+from tailorbird.engine.compiled import namespaces_of
+from tailorbird.engine.configuration import Configuration, Limits, parse_configuration, read_configuration
+from tailorbird.engine.consent import ConsentChoice
+from tailorbird.engine.decider import Decider
+from tailorbird.engine.directory import Directory, sync_folder, write_durably
+from tailorbird.engine.errors import CallerError, Damaged, NotFound, PreconditionFailed
+from tailorbird.engine.evidence import Evidence
+from tailorbird.engine.facts import (
+    ConsentFact,
+    ItemsDeletedFact,
+    ItemsPutFact,
+    LinkFact,
+    ModelFact,
+    ServedFact,
+    SplitFact,
+)
+from tailorbird.engine.hashing import state_hash
+from tailorbird.engine.identifiers import IdentifierHasher
+from tailorbird.engine.identity import LinkKind
+from tailorbird.engine.items import Item
+from tailorbird.engine.log import LocalLog
+from tailorbird.engine.profile import Profile
+from tailorbird.engine.profiles import read_profile
+from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision
+from tailorbird.engine.signals import IngestReport, Signal
+from tailorbird.engine.store import Store
+from tailorbird.engine.training import train_cooccurrence
+from tailorbird.engine.writer import Writer
+
+SERVINGS_QUEUED_MAX = 10_000
+
+
+def system_clock() -> int:
+    """Return milliseconds since 1970 UTC."""
+    return time.time_ns() // 1_000_000
+
+
+class Engine:
+    """One open data directory. Calls from several threads take turns.
+
+    `recovery` tells what opening had to repair, empty after a clean stop.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        configuration: Configuration,
+        hasher: IdentifierHasher,
+        store: Store,
+        log: LocalLog,
+        clock: Callable[[], int],
+        lock: int | None,
+    ) -> None:
+        """Use `Engine.open`."""
+        self.directory = directory
+        self.configuration = configuration
+        self.recovery: list[str] = []
+        self._hasher = hasher
+        self._store = store
+        self._log = log
+        self._clock = clock
+        self._lock = lock
+        self._turn = threading.RLock()
+        self._writer = Writer(store, log, hasher, clock, configuration.limits.map_bytes) if lock is not None else None
+        self._evidence = Evidence(store, directory.models)
+        self._decider = Decider(store, self._evidence, hasher, self._recently_served)
+        self._servings: list[ServedFact] = []
+        self._served: dict[bytes, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+
+    # ---- opening and closing -------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        config: str | Path | None = None,
+        *,
+        read_only: bool = False,
+        clock: Callable[[], int] | None = None,
+    ) -> Engine:
+        """Open a data directory, made when `config` is given and it is not there yet.
+
+        `config` is the path of a configuration, or, with a line break in it, its text; default is the directory's own
+        `tailorbird.yaml`. Recovers from any crash: the log's torn tail is cut, a damaged state is rebuilt from the newest
+        whole snapshot and the log. Raises `ConfigurationError`; `PreconditionFailed` NO_DATA, DATA_VERSION, ALREADY_OPEN,
+        STATE_AHEAD_OF_LOG; `Damaged` DAMAGED_LOG, NO_WAY_BACK.
+        """
+        directory = Directory(Path(path))
+        if config is None:
+            configuration, text = read_configuration(directory.configuration)
+        elif isinstance(config, str) and "\n" in config:
+            configuration, text = parse_configuration(config, "config"), config
+        else:
+            configuration, text = read_configuration(Path(config))
+        directory.prepare(create=not read_only)
+        lock = None if read_only else directory.lock()
+        try:
+            engine = cls._assemble(directory, configuration, clock or system_clock, lock)
+        except BaseException:
+            if lock is not None:
+                os.close(lock)
+            raise
+        try:
+            engine._start(text)
+        except BaseException:
+            engine._release()
+            raise
+        return engine
+
+    @classmethod
+    def _assemble(
+        cls, directory: Directory, configuration: Configuration, clock: Callable[[], int], lock: int | None
+    ) -> Engine:
+        read_only = lock is None
+        hasher = _hasher(directory.read_identity_key(), configuration)
+        log = LocalLog.open(directory.log, read_only=read_only)
+        recovery = []
+        if log.torn_bytes:
+            recovery.append(f"cut {log.torn_bytes} bytes of an unfinished group off the log's end")
+        synced = configuration.state_sync == "commit"
+        if not read_only:
+            if directory.boot_mark.exists() and directory.boot_mark.read_text() != _boot_id():
+                recovery.append("the machine stopped while state was written without syncs: state is not trusted")
+                directory.set_state_aside()
+            if not directory.state.exists() and (log.end > 0):
+                recovery += directory.restore(log.start, log.end)
+            directory.state.mkdir(exist_ok=True)
+        try:
+            store = Store(
+                directory.state, read_only=read_only, map_bytes=configuration.limits.map_bytes, synced=synced
+            )
+        except Damaged as error:
+            if read_only:
+                raise
+            recovery.append(f"{error.message}")
+            directory.set_state_aside()
+            recovery += directory.restore(log.start, log.end)
+            directory.state.mkdir(exist_ok=True)
+            store = Store(
+                directory.state, read_only=read_only, map_bytes=configuration.limits.map_bytes, synced=synced
+            )
+        if not read_only and not synced:
+            write_durably(directory.boot_mark, _boot_id().encode())
+        engine = cls(directory, configuration, hasher, store, log, clock, lock)
+        engine.recovery = recovery
+        return engine
+
+    def _start(self, text: str) -> None:
+        """Catch up with the log, rebuild what turns out damaged, and put the configuration in force."""
+        if self._writer is None:
+            return
+        try:
+            applied = self._writer.catch_up()
+        except (Damaged, lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+            if isinstance(error, Damaged) and error.reason in ("DAMAGED_LOG", "NO_WAY_BACK"):
+                raise
+            self.recovery.append(f"state is damaged: {error}")
+            self._rebuild()
+            applied = self._writer.catch_up()
+        if applied:
+            self.recovery.append(f"applied {applied} facts that the log had and the state had not")
+        with self._store.reading() as txn:
+            head = self._store.read_head(txn)
+            stored = txn.get(head.configuration.to_bytes(4, "big"), db=self._store.tables["configurations"])
+        if stored is None or text.encode() not in stored:
+            self._writer.configure(text)
+
+    def _rebuild(self) -> None:
+        self._store.close()
+        self.directory.set_state_aside()
+        self.recovery += self.directory.restore(self._log.start, self._log.end)
+        self.directory.state.mkdir(exist_ok=True)
+        limits: Limits = self.configuration.limits
+        self._store = Store(
+            self.directory.state,
+            read_only=False,
+            map_bytes=limits.map_bytes,
+            synced=self.configuration.state_sync == "commit",
+        )
+        self._writer = Writer(self._store, self._log, self._hasher, self._clock, limits.map_bytes)
+        self._evidence = Evidence(self._store, self.directory.models)
+        self._decider = Decider(self._store, self._evidence, self._hasher, self._recently_served)
+
+    def close(self) -> None:
+        """Write what waits, and let go of the directory."""
+        with self._turn:
+            if self._writer is not None and not self._writer.failed:
+                self.flush()
+                self._writer.tick()
+                self._store.sync()
+                self.directory.boot_mark.unlink(missing_ok=True)
+            self._release()
+
+    def _release(self) -> None:
+        self._store.close()
+        self._log.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- writing -------------------------------------------------------------------------------------------------
+
+    @property
+    def writer(self) -> Writer:
+        """The writer. Raises `PreconditionFailed` READ_ONLY."""
+        if self._writer is None:
+            raise PreconditionFailed("READ_ONLY", "expected an engine opened for writing, got one opened with read_only=True")
+        return self._writer
+
+    @property
+    def position(self) -> int:
+        """The log position from which everything acknowledged is visible."""
+        return self._log.end if self._writer is not None else self._refreshed().position
+
+    def ingest(self, signals: Sequence[Signal], *, consent: ConsentChoice | None = None) -> IngestReport:
+        """Take a batch of signals as one durable group and return what became of each.
+
+        `consent` is what an import rests on: recorded for every person on whom nothing is known yet. Raises `CallerError`
+        BATCH_TOO_LARGE; `ResourceExhausted` or `Unavailable`, after which nothing of the batch was written.
+        """
+        limit = self.configuration.limits.batch_signals_max
+        if len(signals) > limit:
+            raise CallerError(
+                "BATCH_TOO_LARGE", f"expected at most limits.batch_signals_max = {limit} signals, got {len(signals)}; split it"
+            )
+        with self._turn:
+            self._write_servings()
+            return self.writer.ingest(signals, consent)
+
+    def put_items(self, items: Sequence[Item]) -> int:
+        """Put items into the catalogue, each replaced whole; return the position. Raises `CallerError` BAD_ITEM."""
+        for item in items:
+            _check_item(item, self.configuration)
+        limit = self.configuration.limits.items_per_put_max
+        if len(items) > limit:
+            raise CallerError(
+                "BATCH_TOO_LARGE", f"expected at most limits.items_per_put_max = {limit} items, got {len(items)}; split it"
+            )
+        with self._turn:
+            chunks = [tuple(items[i : i + 500]) for i in range(0, len(items), 500)]
+            return self.writer.append(*(ItemsPutFact(chunk) for chunk in chunks))
+
+    def delete_items(self, ids: Sequence[str]) -> int:
+        """Take items out of the catalogue; return the position."""
+        with self._turn:
+            return self.writer.append(ItemsDeletedFact(tuple(ids)))
+
+    def set_consent(self, identifiers: Mapping[str, str], choice: ConsentChoice) -> int:
+        """Record a person's choice; return the position from which every decision obeys it."""
+        anchors = self._hasher.anchors(identifiers)
+        with self._turn:
+            return self.writer.append(*(ConsentFact(anchor, choice, self._clock()) for anchor in anchors))
+
+    def link(
+        self, one: tuple[str, str], other: tuple[str, str], *, kind: str = "manual", event_time: int = 0
+    ) -> int:
+        """State that two identifiers (namespace, value) are one person's; return the position."""
+        if kind.upper() not in LinkKind.__members__:
+            known = ", ".join(k.name.lower() for k in LinkKind)
+            raise CallerError("BAD_LINK", f"expected a kind of {known}, got {kind!r}")
+        ends = self._hasher.anchor(*one), self._hasher.anchor(*other)
+        with self._turn:
+            return self.writer.append(LinkFact(kind, *ends, event_time or self._clock()))
+
+    def split(self, one: tuple[str, str], other: tuple[str, str] | None = None, *, reason: str = "") -> int:
+        """Take the link of two identifiers back for good, or all of one's; both sides get their own state again."""
+        first = self._hasher.anchor(*one)
+        second = self._hasher.anchor(*other) if other is not None else None
+        with self._turn:
+            return self.writer.append(SplitFact(first, second, self._clock(), reason))
+
+    def tick(self) -> int:
+        """Publish the statistics gathered so far."""
+        with self._turn:
+            return self.writer.tick()
+
+    def flush(self) -> int:
+        """Write the servings that wait; return the position."""
+        with self._turn:
+            self._write_servings()
+            return self.position
+
+    def train_cooccurrence(self) -> dict[str, Any]:
+        """Train the co-occurrence model from the log, publish it, and return what it is."""
+        with self._turn:
+            self.flush()
+            file, checksum, built_at, summary = train_cooccurrence(
+                self._log, self._store, self.directory.models
+            )
+            self.writer.append(ModelFact("cooccurrence", file, built_at, checksum))
+            return summary
+
+    def snapshot(self) -> Path:
+        """Copy the state as of now into `snapshots/`; return the folder."""
+        with self._turn:
+            self.flush()
+            copied = self.directory.snapshots / "new"
+            if copied.exists():
+                for leftover in copied.iterdir():
+                    leftover.unlink()
+            copied.mkdir(exist_ok=True)
+            position = self._refreshed().position
+            self._store.environment.copy(str(copied), compact=True)
+            kept = self.directory.keep_snapshot(copied, position)
+            sync_folder(self.directory.root)
+            return kept
+
+    # ---- reading -------------------------------------------------------------------------------------------------
+
+    def decide(self, request: DecideRequest | None = None, **fields: Unpack[DecideRequestFields]) -> Decision:
+        """Return the placement's items for whoever is asked about, best first.
+
+        Takes a `DecideRequest` or its fields. Never raises for a missing, sparse or stale profile: `tier` and `degraded`
+        tell what answered. Raises `NotFound` UNKNOWN_PLACEMENT, `CallerError` TOO_MANY_CANDIDATES, BAD_K, UNKNOWN_NAMESPACE,
+        `Unavailable` POSITION_NOT_REACHED.
+        """
+        if request is None:
+            request = DecideRequest(**fields)
+        with self._turn:
+            decision, served_key, items = self._decider.decide(request, self._clock())
+            if served_key and items and self._writer is not None:
+                self._servings.append(ServedFact(served_key, decision.placement, decision.at, items))
+                self._served[served_key].append((decision.at, items))
+                if len(self._servings) >= SERVINGS_QUEUED_MAX:
+                    self._write_servings()
+            return decision
+
+    def profile(self, identifiers: Mapping[str, str], *, at: int = 0) -> Profile:
+        """Return one person's profile as of `at` (ms, 0 is now). Raises `NotFound` NO_PROFILE."""
+        anchors = self._hasher.anchors(identifiers)
+        with self._turn, self._store.reading() as txn:
+            self._evidence.follow(txn)
+            found = read_profile(self._store, txn, self._evidence, anchors, at or self._clock())
+            if found is None:
+                raise NotFound("NO_PROFILE", f"expected a known person, got nobody by {', '.join(identifiers)}")
+            return found
+
+    def read_features(
+        self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], *, at: int = 0
+    ) -> npt.NDArray[np.float32] | None:
+        """Return the numeric values of features (by index) of one person, 0 where not fresh, None for a stranger."""
+        with self._turn:
+            return self._decider.read_features(identifiers, features, at or self._clock())
+
+    @property
+    def latest_event_time(self) -> int:
+        """The newest event time in the state, ms since 1970 UTC; 0 before the first."""
+        return self._refreshed().latest_event_time
+
+    def item_names(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return the names of items, for display."""
+        with self._turn, self._store.reading() as txn:
+            self._evidence.follow(txn)
+            wanted = list(ids)
+            numbers, _ = self._evidence.catalogue.items.lookup(wanted)
+            names = self._evidence.catalogue.names
+            return {
+                item: names[number] for item, number in zip(wanted, numbers.tolist(), strict=True) if number < len(names)
+            }
+
+    def state_hash(self) -> str:
+        """Return the hash of the whole state: equal for equal logs."""
+        with self._turn:
+            self.flush()
+            with self._store.reading() as txn:
+                return state_hash(self._store, txn)
+
+    def _refreshed(self) -> Any:
+        with self._store.reading() as txn:
+            return self._store.read_head(txn)
+
+    # ---- servings ------------------------------------------------------------------------------------------------
+
+    def _recently_served(self, fragment: bytes, at: int) -> list[tuple[int, tuple[int, ...]]]:
+        return self._served.get(fragment, [])
+
+    def _write_servings(self) -> None:
+        if self._servings and self._writer is not None:
+            waiting, self._servings = self._servings, []
+            try:
+                self._writer.append(*waiting)
+            except BaseException:
+                self._servings = waiting + self._servings
+                raise
+            self._served.clear()
+
+
+def _hasher(key: bytes, configuration: Configuration) -> IdentifierHasher:
+    return IdentifierHasher(
+        key,
+        namespaces_of(configuration),
+        configuration.identity.refused_values,
+        phone_region=configuration.identity.phone_region,
+    )
+
+
+def _check_item(item: Item, configuration: Configuration) -> None:
+    """Raise `CallerError` BAD_ITEM for what the catalogue cannot hold."""
+
+    def refuse(expected: str, got: object) -> CallerError:
+        return CallerError("BAD_ITEM", f"expected {expected}, got {got!r}, in item {item.id[:60]!r}")
+
+    try:
+        size = len(item.id.encode())
+    except UnicodeEncodeError:
+        raise refuse("an id of valid text", "a lone surrogate") from None
+    if not 0 < size <= ITEM_ID_BYTES_MAX:
+        raise refuse(f"an id of 1 to {ITEM_ID_BYTES_MAX} bytes", f"{size} bytes")
+    for name in item.attributes:
+        if name not in configuration.attributes:
+            raise refuse(f"attributes of {configuration.attributes} (declare more under `attributes:`)", name)
+    limit = configuration.limits.field_bytes_max
+    for text in (item.name, *item.attributes.values(), *item.tags):
+        if len(text) > limit:
+            raise refuse(f"texts of at most limits.field_bytes_max = {limit}", f"{len(text)} characters")
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise refuse("valid text", "a lone surrogate") from None
+    if not -1 <= item.stock < 2**31:
+        raise refuse("stock from -1 (not counted) to 2147483647", item.stock)
+    if not 0 <= item.start <= 4_294_967_294_000 or not 0 <= item.end <= 4_294_967_294_000:
+        raise refuse("start and end as milliseconds since 1970, before 2106", (item.start, item.end))
+    if not np.isfinite(item.price):
+        raise refuse("a finite price", item.price)
+    if item.embedding and len(item.embedding) != configuration.embedding_dimension:
+        raise refuse(f"an embedding of embedding_dimension = {configuration.embedding_dimension}", len(item.embedding))
+    if item.embedding and not all(np.isfinite(value) and abs(value) < 1e6 for value in item.embedding):
+        raise refuse("finite embedding values below 1e6", "one that is not")
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"

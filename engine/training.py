@@ -1,0 +1,82 @@
+"""Training from the log: the facts of consenting people become interactions, interactions become a model file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tailorbird.engine.applier import product_lines
+from tailorbird.engine.baskets import Interactions
+from tailorbird.engine.consent import Purpose, bit
+from tailorbird.engine.cooccurrence import train
+from tailorbird.engine.durations import duration_ms
+from tailorbird.engine.errors import PreconditionFailed
+from tailorbird.engine.facts import FactKind, SignalFact, decode_fact
+from tailorbird.engine.log import LocalLog
+from tailorbird.engine.neighbours_file import write_neighbours
+from tailorbird.engine.state import item_key, read_layouts
+from tailorbird.engine.store import Store
+
+
+def train_cooccurrence(
+    log: LocalLog, store: Store, folder: Path
+) -> tuple[str, int, int, dict[str, Any]]:
+    """Return (file name, checksum, log position, summary) of a model trained on every order and visit in the log.
+
+    Only events of signal types that count in `statistics.signals` and whose consent covers training take part.
+    """
+    with store.reading() as txn:
+        head = store.read_head(txn)
+        layouts = read_layouts(store, txn, head)
+        if layouts is None:
+            raise PreconditionFailed("NO_CONFIGURATION", "expected a configured data directory, got an empty one")
+        configuration = layouts.current.configuration
+        wanted = {
+            name: bit(plan.type.category, Purpose.TRAIN)
+            for name, plan in layouts.current.plans.items()
+            if name in configuration.statistics.signals
+        }
+        numbers: dict[str, int] = {}
+        groups: list[int] = []
+        times: list[int] = []
+        items: list[int] = []
+        table = store.tables["item_ids"]
+        for record in log.read(log.start, head.position):
+            if record.offset >= head.position:
+                break
+            if record.kind != FactKind.SIGNAL:
+                continue
+            fact: SignalFact = decode_fact(record.kind, record.payload)
+            if fact.type not in wanted or not fact.mask & wanted[fact.type]:
+                continue
+            # All devices of a person train as one; their fragments' person is the one known today.
+            person = txn.get(fact.anchors[0].key, db=store.tables["canonical"]) or fact.anchors[0].key
+            group = int.from_bytes(person[:8], "little", signed=True)
+            for line in product_lines(fact.properties):
+                item_id = line["product_id"]
+                number = numbers.get(item_id)
+                if number is None:
+                    packed = txn.get(item_key(item_id), db=table)
+                    assert packed is not None, "every item in an applied fact has a number"
+                    number = numbers[item_id] = int.from_bytes(packed, "big")
+                groups.append(group)
+                times.append(fact.event_time)
+                items.append(number)
+    interactions = Interactions(np.array(groups, np.int64), np.array(times, np.int64), np.array(items, np.uint32))
+    half_life = float(duration_ms(configuration.statistics.half_life, "statistics.half_life"))
+    neighbours = train(interactions, head.items, popularity_half_life_ms=half_life)
+    path, checksum = write_neighbours(folder, neighbours, head.position)
+    parameters = {name: getattr(neighbours.parameters, name) for name in neighbours.parameters.__dataclass_fields__}
+    summary = {
+        "file": path.name,
+        "position": head.position,
+        "kind": neighbours.kind,
+        "interactions": len(interactions),
+        "rows": neighbours.row_count,
+        "items": neighbours.item_count,
+        "neighbours": len(neighbours.items),
+        "parameters": parameters,
+    }
+    return path.name, checksum, head.position, summary

@@ -1,0 +1,65 @@
+from collections.abc import Iterable
+from typing import Final, final
+
+import numpy as np
+import numpy.typing as npt
+
+UNKNOWN_ITEM: Final[int]
+
+# (item number, score, base, in_context, together_share, affinity_lift, affinity_index, vector_lift)
+Winner = tuple[int, float, float, float, float, float, int, float]
+
+@final
+class CellTable:
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    def set_counts(self, items: npt.NDArray[np.uint32], counts: npt.NDArray[np.float64]) -> None: ...
+    def counts(self, items: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]: ...
+    def entries(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64]]: ...
+
+@final
+class ItemTable:
+    count: Final[int]
+    live_count: Final[int]
+    attribute_count: Final[int]
+    dimension: Final[int]
+    def __init__(self, attribute_count: int, dimension: int) -> None: ...
+    def put(
+        self,
+        number: int,
+        item_id: str,
+        live: bool,
+        stock: int,
+        start_s: int,
+        end_s: int,
+        symbols: tuple[int, ...],
+        embedding: npt.NDArray[np.float32] | None,
+    ) -> None: ...
+    def id(self, number: int) -> str: ...
+    def lookup(self, ids: Iterable[str]) -> tuple[npt.NDArray[np.uint32], int]: ...
+    def set_counts(self, items: npt.NDArray[np.uint32], counts: npt.NDArray[np.float64]) -> None: ...
+    def counts(self) -> npt.NDArray[np.float64]: ...
+    def live(self) -> npt.NDArray[np.uint8]: ...
+    def attribute(self, index: int) -> npt.NDArray[np.uint64]: ...
+    def symbol(self, attribute: int, number: int) -> int: ...
+    def rank(
+        self,
+        candidates: npt.NDArray[np.uint32] | None,
+        k: int,
+        now_s: int,
+        *,
+        require_stock: bool = True,
+        allowed: npt.NDArray[np.uint8] | None = None,
+        excluded: npt.NDArray[np.uint32] | None = None,
+        scale: float = 1.0,
+        total: float = 0.0,
+        uniform_strength: float = 1.0,
+        levels: tuple[tuple[CellTable, float, float], ...] = (),
+        together: npt.NDArray[np.float32] | None = None,
+        touched: npt.NDArray[np.uint32] | None = None,
+        together_support: float = 0.0,
+        together_strength: float = 1.0,
+        together_exponent: float = 0.0,
+        affinities: tuple[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float], ...] = (),
+        vector: npt.NDArray[np.float32] | None = None,
+    ) -> tuple[list[Winner], int, int, int]: ...
