@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 
 from google.protobuf import descriptor_pb2
-from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pool import Default
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -19,7 +18,6 @@ from tailorbird.server.transport import Bidirectional, CallContext, HandlerTable
 
 ALPHA = "grpc.reflection.v1alpha"
 V1 = "grpc.reflection.v1"
-ALPHA_FILE = "grpc/reflection/v1alpha/reflection.proto"
 V1_FILE = "grpc/reflection/v1/reflection.proto"
 SERVICES = (f"{V1}.ServerReflection", f"{ALPHA}.ServerReflection")
 
@@ -79,7 +77,7 @@ class _Reflection:
         """Add the file and everything it imports, imports last; raises `KeyError` for a file nobody knows."""
         files = response.file_descriptor_response.file_descriptor_proto
         if filename == V1_FILE:
-            files.append(_v1_file(self._pool.FindFileByName(ALPHA_FILE)))
+            files.append(_v1_file(reflection_pb2.DESCRIPTOR.serialized_pb))
             return
         waiting = [self._pool.FindFileByName(filename)]
         seen = {filename}
@@ -92,12 +90,12 @@ class _Reflection:
                     waiting.append(imported)
 
 
-def _v1_file(alpha: FileDescriptor) -> bytes:
+def _v1_file(alpha: bytes) -> bytes:
     """Return v1alpha's descriptor with v1's names."""
-    file = descriptor_pb2.FileDescriptorProto.FromString(alpha.serialized_pb)
+    file = descriptor_pb2.FileDescriptorProto.FromString(alpha)
     file.name, file.package = V1_FILE, V1
     for message in file.message_type:
-        for field in message.field:
+        for field in filter(lambda field: field.type_name, message.field):
             field.type_name = field.type_name.replace(f".{ALPHA}.", f".{V1}.")
     for method in file.service[0].method:
         method.input_type = method.input_type.replace(f".{ALPHA}.", f".{V1}.")

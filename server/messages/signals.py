@@ -25,6 +25,11 @@ _STATUSES = {
 
 def signal_from(message: signal_pb2.Signal) -> Signal:
     """Return the engine's signal. Raises `CallerError` for what the message alone shows to be wrong."""
+    if message.HasField("source_offset") and message.source_offset < 0:
+        raise CallerError(
+            "BAD_SOURCE_OFFSET",
+            f"expected a source_offset of at least 0, got {message.source_offset}; leave it out instead",
+        )
     properties: dict[str, object] = dict(_properties(message.properties, "properties"))
     if message.products:
         if "products" in properties:
@@ -41,21 +46,6 @@ def signal_from(message: signal_pb2.Signal) -> Signal:
         source_offset=message.source_offset if message.HasField("source_offset") else -1,
         consent=choice_from(message.consent) if message.HasField("consent") else None,
     )
-
-
-def stored_signal_from(message: signal_pb2.Signal) -> Signal:
-    """Return a signal that is to be stored: as `signal_from`, and a repeat of it must be recognisable."""
-    if message.HasField("source_offset") and message.source_offset < 0:
-        raise CallerError(
-            "BAD_SOURCE_OFFSET",
-            f"expected a source_offset of at least 0, got {message.source_offset}; leave it out instead",
-        )
-    if not message.message_id and not message.HasField("source_offset"):
-        raise CallerError(
-            "MISSING_MESSAGE_ID",
-            "expected a message_id or a source_offset, got neither; without one a retry would count twice",
-        )
-    return signal_from(message)
 
 
 def report_message(report: IngestReport) -> signal_service_pb2.IngestResponse:

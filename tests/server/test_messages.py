@@ -13,7 +13,7 @@ from tailorbird.server.messages.consent import choice_from, standing_messages
 from tailorbird.server.messages.decisions import decision_message, request_from
 from tailorbird.server.messages.items import item_from
 from tailorbird.server.messages.profiles import profile_message
-from tailorbird.server.messages.signals import report_message, signal_from, stored_signal_from
+from tailorbird.server.messages.signals import report_message, signal_from
 from tailorbird.v1 import (
     catalog_service_pb2,
     consent_pb2,
@@ -36,7 +36,7 @@ def entry(
 
 
 def test_a_signal_arrives_whole() -> None:
-    signal = stored_signal_from(
+    signal = signal_from(
         signal_pb2.Signal(
             type="order_completed",
             event_time_ms=1_316_000_000_000,
@@ -77,7 +77,6 @@ def test_a_signal_arrives_whole() -> None:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (signal_pb2.Signal(), "MISSING_MESSAGE_ID"),
         (signal_pb2.Signal(source_offset=-1), "BAD_SOURCE_OFFSET"),
         (signal_pb2.Signal(message_id="m", properties=[signal_pb2.Property(name="x")]), "MISSING_VALUE"),
         (
@@ -111,12 +110,8 @@ def test_a_signal_arrives_whole() -> None:
 )
 def test_a_wrong_signal_is_refused_by_name(message: signal_pb2.Signal, reason: str) -> None:
     with pytest.raises(CallerError) as caught:
-        stored_signal_from(message)
+        signal_from(message)
     assert reason_of(caught) == reason
-
-
-def test_an_event_of_a_decision_needs_no_message_id() -> None:
-    assert signal_from(signal_pb2.Signal(type="product_viewed")).message_id == ""
 
 
 def test_consent_on_the_wire_says_what_the_text_form_says() -> None:

@@ -1,0 +1,30 @@
+"""The handler table of the API. Each handler: bytes to message, message to engine, engine's answer to bytes."""
+
+from __future__ import annotations
+
+from tailorbird.engine import Engine
+from tailorbird.server.handlers.catalog import CatalogHandlers
+from tailorbird.server.handlers.decisions import DecisionHandlers
+from tailorbird.server.handlers.profiles import ProfileHandlers
+from tailorbird.server.handlers.signals import SignalHandlers
+from tailorbird.server.transport import HandlerTable, Unary
+from tailorbird.server.writer import GroupWriter
+
+SERVICES = (
+    "tailorbird.v1.CatalogService",
+    "tailorbird.v1.DecisionService",
+    "tailorbird.v1.ProfileService",
+    "tailorbird.v1.SignalService",
+)
+
+
+def build_table(engine: Engine, writer: GroupWriter) -> HandlerTable:
+    """Return the API's handlers: reads happen where they are called, writes go through `writer`."""
+    catalog = CatalogHandlers(engine, writer)
+    return {
+        "/tailorbird.v1.CatalogService/DeleteItems": Unary(catalog.delete_items),
+        "/tailorbird.v1.CatalogService/PutItems": Unary(catalog.put_items),
+        "/tailorbird.v1.DecisionService/Decide": Unary(DecisionHandlers(engine, writer).decide),
+        "/tailorbird.v1.ProfileService/GetProfile": Unary(ProfileHandlers(engine, writer).get_profile),
+        "/tailorbird.v1.SignalService/Ingest": Unary(SignalHandlers(engine, writer).ingest),
+    }

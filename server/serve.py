@@ -1,0 +1,94 @@
+"""The service: one engine, its writer thread, and the handler table on a transport."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tailorbird.engine import DecideRequest, Engine
+from tailorbird.engine.errors import TailorbirdError
+from tailorbird.server import health as health_service
+from tailorbird.server.handlers import SERVICES, build_table
+from tailorbird.server.health import Health
+from tailorbird.server.listening import DEFAULT, checked_address, is_loopback
+from tailorbird.server.reflection import reflection_table
+from tailorbird.server.transport import ServerLimits
+from tailorbird.server.transport.grpcio import GrpcioServer
+from tailorbird.server.upkeep import Upkeep
+from tailorbird.server.writer import GroupWriter
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """Where to listen, whether that may be another address than loopback, and the service's limits."""
+
+    listen: str = DEFAULT
+    insecure_listen: bool = False
+    limits: ServerLimits = field(default_factory=ServerLimits)
+
+
+class Service:
+    """Everything that runs beside the engine. The engine is the caller's: opened before, closed after."""
+
+    def __init__(self, engine: Engine, options: ServeOptions) -> None:
+        self._engine = engine
+        self._address = checked_address(options.listen, insecure=options.insecure_listen)
+        self._writer = GroupWriter(engine, options.limits.pending_write_bytes_max)
+        self._health = Health(SERVICES)
+        table = {
+            **build_table(engine, self._writer),
+            **self._health.table(),
+            **reflection_table((*SERVICES, health_service.SERVICE)),
+        }
+        self._server = GrpcioServer(table, options.limits)
+        self._upkeep: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Warm up, listen, say SERVING; return the address with the port that was bound."""
+        for placement in self._engine.configuration.placements:
+            # The first decision of a process maps files and fills caches; no caller should be the one to wait for it.
+            self._engine.decide(DecideRequest(placement=placement.name))
+        port = await self._server.start(self._address)
+        self._upkeep = asyncio.get_running_loop().create_task(Upkeep(self._engine, self._writer).run())
+        self._health.set_serving(True)
+        return f"{self._address.rpartition(':')[0]}:{port}"
+
+    async def stop(self) -> None:
+        """Say NOT_SERVING, let calls in flight finish within the grace time, write what waits."""
+        self._health.set_serving(False)
+        await self._server.stop()
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._upkeep
+        try:
+            await self._writer.call(self._engine.flush)
+        except TailorbirdError as error:
+            LOG.error("what was served last could not be written: %s", error)
+        await self._writer.close()
+
+
+async def serve(engine: Engine, options: ServeOptions, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; `announce` gets the lines an operator should read."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    service = Service(engine, options)
+    try:
+        address = await service.start()
+        announce(f"listening on {address}, transport grpcio, log position {engine.position}")
+        if is_loopback(address.rpartition(":")[0].strip("[]")):
+            announce("calls are not authenticated; only this machine can reach the address")
+        else:
+            announce("WARNING: calls are not authenticated, and the address can be reached from other machines")
+        await stopping.wait()
+        announce("stopping: calls in flight finish first")
+    finally:
+        await service.stop()
