@@ -1,0 +1,66 @@
+"""Values as the command line writes them: `name=value` pairs and moments."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from tailorbird.engine.errors import CallerError
+
+
+def add_id_argument(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add `--id NAMESPACE=VALUE`, which may be repeated."""
+    parser.add_argument("--id", dest="ids", metavar="NAMESPACE=VALUE", action="append", default=[], help=text)
+
+
+def pair(text: str, option: str) -> tuple[str, str]:
+    """Return the two sides of `name=value`. Raises `CallerError` BAD_ARGUMENT."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise CallerError("BAD_ARGUMENT", f"expected NAME=VALUE, got {text!r} in {option}")
+    return name, value
+
+
+def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Return `name=value` texts as a dict. Raises `CallerError` BAD_ARGUMENT, also for a name given twice."""
+    result: dict[str, str] = {}
+    for text in texts:
+        name, value = pair(text, option)
+        if name in result:
+            raise CallerError("BAD_ARGUMENT", f"expected each name once, got {name!r} twice in {option}")
+        result[name] = value
+    return result
+
+
+def identifiers(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the `--id` options; at least one. Raises `CallerError` MISSING_IDENTIFIER."""
+    found = pairs(arguments.ids, "--id")
+    if not found:
+        raise CallerError(
+            "MISSING_IDENTIFIER", "expected at least one --id NAMESPACE=VALUE, such as --id user_id=17, got none"
+        )
+    return found
+
+
+def moment(text: str, latest: int) -> int:
+    """Return milliseconds since 1970 UTC for `latest`, ISO 8601 (UTC where it has no offset) or milliseconds."""
+    if text == "latest":
+        return latest
+    if text.isdecimal():
+        return int(text)
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise CallerError(
+            "BAD_ARGUMENT",
+            f"expected latest, a date such as 2011-09-30T18:00, or milliseconds since 1970, got {text!r} in --at",
+        ) from None
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=UTC)
+    return round(parsed.timestamp() * 1_000)
+
+
+def moment_text(at: int) -> str:
+    """Return a moment as people read it, in UTC."""
+    return datetime.fromtimestamp(at / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,72 @@
+"""`tailorbird bench NAME`: measure. The benchmarks are modules of `tailorbird.bench`, imported only here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from tailorbird.engine.errors import CallerError
+
+# Name and what it measures; `all` runs those that need no input of the user's.
+BENCHES: dict[str, str] = {
+    "engine": "a decision against bare numpy, a profile against a bare read",
+    "ingest": "signals a second against bare LMDB writes",
+    "quality": "how good the decisions are, on real orders",
+    "crash": "kill -9 at random moments of a mixed load",
+    "powerfail": "the log after every order of lost writes",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    names = parser.add_subparsers(dest="bench", metavar="NAME", required=True)
+    for name, text in BENCHES.items():
+        if importlib.util.find_spec(f"tailorbird.bench.{name}") is None:
+            continue
+        bench_parser = names.add_parser(name, help=text, description=f"Measures {text}.")
+        _module(name).add_arguments(bench_parser)
+        bench_parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    everything = names.add_parser("all", help="all that need no input", description="Runs all that need no input.")
+    everything.add_argument("--quick", action="store_true", help="small sizes")
+    everything.add_argument("--json", type=Path, metavar="DIR", help="write NAME.json for each into this directory")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.bench != "all":
+        _measure(arguments.bench, arguments, arguments.json)
+        return 0
+    for name in BENCHES:
+        options = None
+        if importlib.util.find_spec(f"tailorbird.bench.{name}") is not None:
+            options = _without_input(name, quick=arguments.quick)
+        if options is None:
+            print(f"{name}: needs input of its own, see `tailorbird bench {name} --help`")
+        else:
+            _measure(name, options, arguments.json / f"{name}.json" if arguments.json else None)
+    return 0
+
+
+def _measure(name: str, options: argparse.Namespace, path: Path | None) -> None:
+    results = _module(name).run(options)
+    if not isinstance(results, dict):
+        raise CallerError(
+            "BAD_BENCH", f"expected a dict of results from tailorbird.bench.{name}, got {type(results).__name__}"
+        )
+    importlib.import_module("tailorbird.bench.report").write_report(name, results, path)
+
+
+def _without_input(name: str, *, quick: bool) -> argparse.Namespace | None:
+    """Return a benchmark's default options, quick where it can be, or None where it has a required one."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    _module(name).add_arguments(parser)
+    can_be_quick = "--quick" in parser.format_help()
+    try:
+        return parser.parse_args(["--quick"] if quick and can_be_quick else [])
+    except (argparse.ArgumentError, SystemExit):
+        return None
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"tailorbird.bench.{name}")
