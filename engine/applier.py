@@ -113,9 +113,7 @@ class Applier:
         self._remember_message(fact, offset, append_time)
         if fact.event_time > state.head.latest_event_time:
             state.head.latest_event_time = fact.event_time
-        for anchor in fact.anchors:
-            self.people.see(anchor, append_time)
-        self.people.log_in(fact.anchors, fact.event_time)
+        self.people.meet(fact.anchors, fact.event_time, append_time)
         best = fact.anchors[0].key
         record = state.touch(best)
         properties = fact.properties

@@ -21,7 +21,7 @@ from tailorbird.engine.features import ValueKind, slot_values
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, ReasonDetail, Tier
 from tailorbird.engine.signals import Signal
-from tailorbird.engine.state import read_record
+from tailorbird.engine.state import read_record, split_person_row
 from tailorbird.engine.statistics import Cell
 from tailorbird.engine.store import Store, scan
 from tailorbird.engine.symbols import symbol_of
@@ -267,10 +267,10 @@ class Decider:
             self.evidence.follow(txn)
             assert self.evidence.layouts is not None
             for anchor in self.hasher.anchors(identifiers):
-                person = txn.get(anchor.key, db=self.store.tables["canonical"])
-                data = txn.get(person, db=self.store.tables["people"]) if person is not None else None
+                row = txn.get(anchor.key, db=self.store.tables["identifiers"])
+                data = txn.get(row[:16], db=self.store.tables["people"]) if row is not None else None
                 if data is not None:
-                    self._load(data)
+                    self._load(split_person_row(data)[0])
                     view = self._view
                     masks = ConsentMasks(view.granted, view.denied, view.restricted, view.explicit)
                     out, statuses = np.empty(len(features), np.float32), np.empty(len(features), np.uint8)
@@ -301,26 +301,24 @@ class Decider:
         anchors.sort(key=lambda anchor: (self.hasher.namespaces[anchor.namespace].priority, anchor.key))
         found: Person | None = None
         for anchor in anchors:
-            canonical = txn.get(anchor.key, db=tables["canonical"])
-            if canonical is None:
+            row = txn.get(anchor.key, db=tables["identifiers"])
+            if row is None:
                 continue
-            person_id = bytes(canonical)
+            person_id = bytes(row[:16])
             if found is not None and found.person_id == person_id:
                 continue
             data = txn.get(person_id, db=tables["people"])
             if data is None:
                 raise PreconditionFailed("DAMAGED_RECORD", "expected a head for every person, found none; replay the log")
             if found is None:
-                self._load(data)
+                packed, fragments = split_person_row(data)
+                self._load(packed)
                 view = self._view
                 masks = ConsentMasks(view.granted, view.denied, view.restricted, view.explicit)
                 permitted = masks.permits(evidence.layouts.current.configuration.jurisdiction)
-                fragments = self._fragments(txn, person_id, view)
                 found = Person(view, permitted, person_id, fragments, anchor.key, view.last_seen)
             else:  # Another person's devices still must not be shown the same again.
-                other = RecordView()
-                other.load(evidence.layouts.current.features.layout, data)
-                found.fragments += self._fragments(txn, person_id, other)
+                found.fragments += split_person_row(data)[1]
         if found is None:
             degraded.append("NO_PROFILE")
             return nobody
@@ -332,12 +330,6 @@ class Decider:
         if int.from_bytes(data[4:6], "little") != current.layout_version:
             data = read_record(self.evidence.layouts, data).pack()
         self._view.load(current.features.layout, data)
-
-    def _fragments(self, txn: lmdb.Transaction[memoryview], person_id: bytes, view: RecordView) -> tuple[bytes, ...]:
-        if view.member_count == 1:
-            return (view.fragment_id,)
-        packed = bytes(txn.get(person_id, db=self.store.tables["members"]) or b"")
-        return tuple(packed[i : i + 16] for i in range(0, len(packed), 16))
 
     def _fold_events(
         self,
@@ -357,9 +349,9 @@ class Decider:
         layout = compiled.features.layout
         jurisdiction = compiled.configuration.jurisdiction
         if person.view is not None:
-            canonical = txn.get(person.person_id, db=self.store.tables["people"])
-            assert canonical is not None
-            record = read_record(self.evidence.layouts, canonical)
+            data = txn.get(person.person_id, db=self.store.tables["people"])
+            assert data is not None
+            record = read_record(self.evidence.layouts, split_person_row(data)[0])
             masks = ConsentMasks(record.granted, record.denied, record.restricted, record.explicit)
         else:
             record, masks = Record(layout), ConsentMasks()

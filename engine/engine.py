@@ -272,10 +272,10 @@ class Engine:
             return self.writer.append(ItemsDeletedFact(tuple(ids)))
 
     def set_consent(self, identifiers: Mapping[str, str], choice: ConsentChoice) -> int:
-        """Record a person's choice; return the position from which every decision obeys it."""
+        """Record a choice made under the best of a person's identifiers; return the position from which it is obeyed."""
         anchors = self._hasher.anchors(identifiers)
         with self._turn:
-            return self.writer.append(*(ConsentFact(anchor, choice, self._clock()) for anchor in anchors))
+            return self.writer.append(ConsentFact(anchors[0], choice, self._clock()))
 
     def link(
         self, one: tuple[str, str], other: tuple[str, str], *, kind: str = "manual", event_time: int = 0

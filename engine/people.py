@@ -75,20 +75,57 @@ class People:
 
     def see(self, anchor: Anchor, append_time: int) -> None:
         """Make sure that an identifier is known and belongs to a person, its own if no other."""
-        self.state.see_identifier(anchor.namespace, anchor.key, append_time)
-        if self.state.person_of(anchor.key) is None:
-            self.state.add_person(self.hasher.person_id(anchor.key), anchor.key)
+        if not self.state.see_identifier(anchor.namespace, anchor.key, append_time):
+            self.state.add_person(self.hasher.person_id(anchor.key), (anchor,), append_time)
 
-    def log_in(self, anchors: tuple[Anchor, ...], event_time: int) -> None:
-        """Link the identifiers that came with one event, the best with each other one."""
+    def meet(self, anchors: tuple[Anchor, ...], event_time: int, append_time: int) -> None:
+        """See the identifiers that came with one event, best first, and link the best with each other one."""
+        see = self.state.see_identifier
+        unknown = 0
+        for anchor in anchors:
+            unknown += not see(anchor.namespace, anchor.key, append_time)
+        if not unknown:
+            if len(anchors) > 1:
+                self._log_in(anchors, event_time)
+            return
+        if unknown == len(anchors) and self._nothing_forbids(anchors):
+            self._meet_strangers(anchors, event_time, append_time)
+            return
+        for anchor in anchors:
+            self.see(anchor, append_time)
+        self._log_in(anchors, event_time)
+
+    def _log_in(self, anchors: tuple[Anchor, ...], event_time: int) -> None:
         for other in anchors[1:]:
             pair = anchors[0].key + other.key
             earliest = self._known_links.get(pair)
             if earliest is None or event_time < earliest:
                 self.link(anchors[0], other, "login", event_time)
-                if len(self._known_links) > KNOWN_LINKS_CACHED_MAX:
-                    self._known_links.clear()
-                self._known_links[pair] = event_time
+                self._know(pair, event_time)
+
+    def _know(self, pair: bytes, event_time: int) -> None:
+        if len(self._known_links) > KNOWN_LINKS_CACHED_MAX:
+            self._known_links.clear()
+        self._known_links[pair] = event_time
+
+    def _nothing_forbids(self, anchors: tuple[Anchor, ...]) -> bool:
+        """Return whether identifiers nobody knows yet are one person without asking the graph: one of each namespace."""
+        namespaces = self.state.compiled.namespaces
+        names = {anchor.namespace for anchor in anchors}
+        return len(names) == len(anchors) and all(
+            namespaces[name].unique or namespaces[name].generic_at != 1 for name in names
+        )
+
+    def _meet_strangers(self, anchors: tuple[Anchor, ...], event_time: int, append_time: int) -> None:
+        """Make a person of several identifiers at once: what `see` and `link` of each would lead to."""
+        best = anchors[0]
+        self.state.add_person(self.hasher.person_id(best.key), anchors, append_time)
+        edges = StateGraph(self.state)
+        for other in anchors[1:]:
+            edges.put_edge(best.key, Edge(other.key, other.namespace, LinkKind.LOGIN, event_time))
+            edges.put_edge(other.key, Edge(best.key, best.namespace, LinkKind.LOGIN, event_time))
+            self.state.append_link_entry(("link", "login", best.key, other.key, event_time, [], (), ()))
+            self._know(best.key + other.key, event_time)
 
     def link(self, one: Anchor, other: Anchor, kind: str, event_time: int) -> None:
         """Record a link and regroup the people it touches."""

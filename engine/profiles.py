@@ -14,7 +14,7 @@ from tailorbird.engine.evidence import Evidence
 from tailorbird.engine.facts import Anchor
 from tailorbird.engine.features import Feature, ValueKind
 from tailorbird.engine.profile import FeatureStatus, FeatureValue, Profile
-from tailorbird.engine.state import read_record
+from tailorbird.engine.state import read_record, split_person_row
 from tailorbird.engine.store import Store, scan, u64
 from tailorbird.engine.vocabulary import ItemList
 from tailorbird.native import record
@@ -29,24 +29,20 @@ def read_profile(
     assert layouts is not None
     person = None
     for anchor in anchors:
-        person = txn.get(anchor.key, db=store.tables["canonical"])
-        if person is not None:
+        row = txn.get(anchor.key, db=store.tables["identifiers"])
+        if row is not None:
+            person = bytes(row[:16])
             break
     if person is None:
         return None
-    person = bytes(person)
     data = txn.get(person, db=store.tables["people"])
     assert data is not None
-    head = read_record(layouts, data)
+    packed, members = split_person_row(data)
+    head = read_record(layouts, packed)
     view = RecordView()
     view.load(layouts.current.features.layout, head.pack())
     masks = ConsentMasks(head.granted, head.denied, head.restricted, head.explicit)
     permitted = masks.permits(layouts.current.configuration.jurisdiction)
-    members = (
-        (head.fragment_id,)
-        if head.member_count == 1
-        else tuple(_split(bytes(txn.get(person, db=store.tables["members"]) or b"")))
-    )
     features = tuple(
         _read_feature(store, txn, evidence, view, feature, at, permitted) for feature in layouts.current.features.features
     )
@@ -65,10 +61,6 @@ def read_profile(
         at=at,
         position=evidence.head.position,
     )
-
-
-def _split(packed: bytes) -> list[bytes]:
-    return [packed[i : i + 16] for i in range(0, len(packed), 16)]
 
 
 def _read_feature(

@@ -1,8 +1,9 @@
 """The state under one write transaction: people, fragments, items, symbols, lists, through caches written back at its end.
 
-A person of one fragment is stored once: the head in `people` is the fragment. Only people of several fragments have rows in
-`fragments` and `members`, and a head that is the merge of their fragments in canonical order. `fragment_of` and
-`put_person` are the only places that know.
+Most people are known by several identifiers of which one holds all their state: it is stored once, as their head, whose
+`fragment_id` names that fragment. Only where two fragments of a person hold state are there rows in `fragments`; the head is
+then the merge of them in canonical order and its `fragment_id` is zeros. `fragment`, `touch` and `regroup` are the only
+places that know. The row of a person of several fragments ends in the list of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import xxhash
 from tailorbird.engine.compiled import CompiledConfiguration, compile_configuration
 from tailorbird.engine.consent import ALL_BITS, ConsentMasks
 from tailorbird.engine.errors import Damaged
+from tailorbird.engine.facts import Anchor
 from tailorbird.engine.items import Item
 from tailorbird.engine.store import Head, Store, scan, u32, u64
 from tailorbird.engine.symbols import symbol_of
@@ -26,6 +28,7 @@ RECORDS_CACHED_MAX = 16_384
 KEYS_CACHED_MAX = 400_000
 ITEMS_CACHED_MAX = 50_000
 LISTS_CHUNK_BYTES = 1_800
+NO_FRAGMENT = bytes(16)
 CHANGES_KEPT = 200_000
 
 
@@ -36,13 +39,18 @@ class ItemRow(msgspec.Struct, array_like=True, frozen=True):
     item: Item
 
 
-class IdentifierRow(msgspec.Struct, array_like=True, frozen=True):
-    """A stored identifier: days are counted from 1970 and written at most once a day."""
+class IdentifierRow(msgspec.Struct, array_like=True):
+    """A stored identifier, which is also a fragment: whose it is, and when it was seen.
+
+    Days are counted from 1970 and written at most once a day. Stored as person id, then msgpack of the rest, so that
+    readers need no decoding.
+    """
 
     namespace: str
     generic: bool
     first_day: int
     last_day: int
+    person: bytes = b""
 
 
 class ConfigurationRow(msgspec.Struct, array_like=True, frozen=True):
@@ -117,13 +125,13 @@ class State:
         self._clear()
 
     def _clear(self) -> None:
-        self._person_of: dict[bytes, bytes] = {}
-        self._identifier_day: dict[bytes, int] = {}
+        self._identifiers: dict[bytes, IdentifierRow] = {}
         self._records: dict[bytes, Record] = {}
+        self._members: dict[bytes, tuple[bytes, ...]] = {}
         self._fragments: dict[bytes, Record] = {}
         self._item_numbers: dict[str, int] = {}
-        self._items: dict[int, ItemRow | None] = {}
-        self._symbols: set[int] = set()
+        self._items: dict[int, ItemRow] = {}
+        self._symbols: dict[str, int] = {}
         self._dirty_people: set[bytes] = set()
         self._dirty_fragments: set[bytes] = set()
         self._stale_views: set[bytes] = set()
@@ -162,6 +170,7 @@ class State:
         self.head.configuration = version
         self.layouts = read_layouts(self.store, self.txn, self.head)
         self._records.clear()
+        self._members.clear()
         self._fragments.clear()
 
     def flush(self) -> None:
@@ -176,37 +185,77 @@ class State:
         self._dirty_fragments.clear()
         table = self.tables["people"]
         for person in sorted(self._dirty_people):
-            put(person, self._records[person].pack(), db=table)
+            members = self._members[person]
+            tail = b"".join(members) if len(members) > 1 else b""
+            put(person, self._records[person].pack() + tail, db=table)
         self._dirty_people.clear()
         put(b"head", _encode(self.head), db=self.tables["meta"])
         if len(self._records) > RECORDS_CACHED_MAX:
             self._records.clear()
+            self._members.clear()
         if len(self._fragments) > RECORDS_CACHED_MAX:
             self._fragments.clear()
         if len(self._items) > ITEMS_CACHED_MAX:
             self._items.clear()
-        for cache in (self._person_of, self._identifier_day, self._item_numbers, self._symbols):
+        if len(self._identifiers) > KEYS_CACHED_MAX:
+            self._identifiers.clear()
+        for cache in (self._item_numbers, self._symbols):
             if len(cache) > KEYS_CACHED_MAX:
                 cache.clear()
 
+    # ---- identifiers ---------------------------------------------------------------------------------------------
+
+    def identifier(self, key: bytes) -> IdentifierRow | None:
+        """Return the row of an identifier."""
+        row = self._identifiers.get(key)
+        if row is None:
+            data = self.txn.get(key, db=self.tables["identifiers"])
+            if data is not None:
+                row = self._identifiers[key] = _decode_identifier(data[16:])
+                row.person = data[:16]
+        return row
+
+    def person_of(self, key: bytes) -> bytes | None:
+        """Return the person an identifier belongs to."""
+        row = self._identifiers.get(key) or self.identifier(key)
+        return None if row is None else row.person
+
+    def see_identifier(self, namespace: str, key: bytes, append_time: int) -> bool:
+        """Note that an identifier was seen, written once a day; return False when it was never seen before."""
+        row = self._identifiers.get(key) or self.identifier(key)
+        if row is None:
+            return False
+        day = append_time // 86_400_000
+        if row.last_day < day:
+            row.last_day = day
+            self._put_identifier(key, row)
+        return True
+
+    def mark_generic(self, key: bytes, generic: bool) -> None:
+        """Note that an identifier is, or no longer is, shared by many people."""
+        row = self.identifier(key)
+        if row is not None and row.generic != generic:
+            row.generic = generic
+            self._put_identifier(key, row)
+
+    def _put_identifier(self, key: bytes, row: IdentifierRow) -> None:
+        rest = (row.namespace, row.generic, row.first_day, row.last_day)
+        self.txn.put(key, row.person + _encode(rest), db=self.tables["identifiers"])
+
     # ---- people and fragments ------------------------------------------------------------------------------------
 
-    def person_of(self, fragment: bytes) -> bytes | None:
-        """Return the person a fragment belongs to."""
-        person = self._person_of.get(fragment)
-        if person is None:
-            person = self.txn.get(fragment, db=self.tables["canonical"])
-            if person is not None:
-                self._person_of[fragment] = person
-        return person
-
-    def members_of(self, person: bytes) -> tuple[bytes, ...]:
-        """Return a person's fragments in canonical order."""
-        record = self.person(person)
-        if record.member_count == 1:
-            return (record.fragment_id,)
-        packed = self.txn.get(person, db=self.tables["members"]) or b""
-        return tuple(packed[i : i + 16] for i in range(0, len(packed), 16))
+    def add_person(self, person: bytes, anchors: tuple[Anchor, ...], append_time: int) -> None:
+        """Make a person of identifiers never seen before, in canonical order."""
+        day = append_time // 86_400_000
+        for anchor in anchors:
+            row = self._identifiers[anchor.key] = IdentifierRow(anchor.namespace, False, day, day, person)
+            self._put_identifier(anchor.key, row)
+        record = Record(self.compiled.features.layout)
+        record.fragment_id = anchors[0].key
+        record.member_count = len(anchors)
+        self._records[person] = record
+        self._members[person] = tuple(anchor.key for anchor in anchors)
+        self._dirty_people.add(person)
 
     def person(self, person: bytes) -> Record:
         """Return a person's head. Its features may wait for `flush` when fragments changed; its masks never do."""
@@ -214,47 +263,62 @@ class State:
         if record is None:
             data = self.txn.get(person, db=self.tables["people"])
             if data is None:
-                raise Damaged("DAMAGED_RECORD", "expected a head for every person named in `canonical`, found none")
+                raise Damaged("DAMAGED_RECORD", "expected a head for every person named by an identifier, found none")
             assert self.layouts is not None
-            record = self._records[person] = read_record(self.layouts, data)
+            packed, members = split_person_row(data)
+            record = self._records[person] = read_record(self.layouts, packed)
+            self._members[person] = members
         return record
 
-    def add_person(self, person: bytes, fragment: bytes) -> Record:
-        """Return the empty head of a new person of one fragment."""
-        record = Record(self.compiled.features.layout)
-        record.fragment_id = fragment
-        record.member_count = 1
-        self._records[person] = record
-        self._dirty_people.add(person)
-        self.txn.put(fragment, person, db=self.tables["canonical"])
-        self._person_of[fragment] = person
-        return record
+    def members_of(self, person: bytes) -> tuple[bytes, ...]:
+        """Return a person's fragments in canonical order."""
+        self.person(person)
+        return self._members[person]
 
-    def fragment(self, fragment: bytes) -> Record:
-        """Return the record of one fragment, for reading."""
+    def fragment(self, fragment: bytes) -> Record | None:
+        """Return the record of one fragment, for reading; None when it holds nothing."""
         person = self.person_of(fragment)
-        if person is not None and self.person(person).member_count == 1:
-            return self.person(person)
+        assert person is not None
+        head = self.person(person)
+        if head.fragment_id == fragment:
+            return head
+        return self._merged_fragment(fragment) if head.fragment_id == NO_FRAGMENT else None
+
+    def _merged_fragment(self, fragment: bytes) -> Record | None:
         record = self._fragments.get(fragment)
         if record is None:
             data = self.txn.get(fragment, db=self.tables["fragments"])
-            if data is None:
-                raise Damaged("DAMAGED_RECORD", "expected a row for every fragment of a person of several, found none")
-            assert self.layouts is not None
-            record = self._fragments[fragment] = read_record(self.layouts, data)
+            if data is not None:
+                assert self.layouts is not None
+                record = self._fragments[fragment] = read_record(self.layouts, data)
         return record
 
     def touch(self, fragment: bytes) -> Record:
-        """Return the record of one fragment, to be written: the head, if there is one, follows at `flush`."""
+        """Return the record of one fragment, to be written: a head that merges several follows at `flush`."""
         person = self.person_of(fragment)
         assert person is not None
-        record = self.person(person)
-        if record.member_count == 1:
+        head = self.person(person)
+        holder = head.fragment_id
+        if holder == fragment:
             self._dirty_people.add(person)
-            return record
+            return head
+        if holder != NO_FRAGMENT:
+            if _is_blank(head):
+                head.fragment_id = fragment
+                self._dirty_people.add(person)
+                return head
+            first = head.copy()
+            first.member_count = 1
+            self._fragments[holder] = first
+            self._dirty_fragments.add(holder)
+            head.fragment_id = NO_FRAGMENT
+        record = self._merged_fragment(fragment)
+        if record is None:
+            record = self._fragments[fragment] = Record(self.compiled.features.layout)
+            record.fragment_id, record.member_count = fragment, 1
         self._dirty_fragments.add(fragment)
         self._stale_views.add(person)
-        return self.fragment(fragment)
+        return record
 
     def refresh_view(self, fragment: bytes) -> None:
         """Bring the head of a fragment's person up to date now: its masks changed."""
@@ -266,76 +330,63 @@ class State:
 
     def regroup(self, dissolved: tuple[bytes, ...], formed: tuple[tuple[bytes, tuple[bytes, ...]], ...]) -> None:
         """Replace the people of `dissolved` by those of `formed` (person, fragments in canonical order)."""
-        records = {fragment: self.fragment(fragment).copy() for _, members in formed for fragment in members}
+        records: dict[bytes, Record] = {}
+        for _, members in formed:
+            for fragment in members:
+                record = self.fragment(fragment)
+                if record is not None and not _is_blank(record):
+                    records[fragment] = record.copy()
         for person in dissolved:
             self._records.pop(person, None)
+            self._members.pop(person, None)
             self._dirty_people.discard(person)
             self._stale_views.discard(person)
             self.txn.delete(person, db=self.tables["people"])
-            self.txn.delete(person, db=self.tables["members"])
         for person, members in formed:
+            holders = [fragment for fragment in members if fragment in records]
             for fragment in members:
-                self._person_of[fragment] = person
-                self.txn.put(fragment, person, db=self.tables["canonical"])
-                self._fragments.pop(fragment, None)
-                self._dirty_fragments.discard(fragment)
-                record = records[fragment]
-                record.fragment_id, record.member_count = fragment, 1
-                if len(members) == 1:
-                    self._records[person] = record
-                    self._dirty_people.add(person)
+                row = self.identifier(fragment)
+                assert row is not None
+                if row.person != person:
+                    row.person = person
+                    self._put_identifier(fragment, row)
+                if fragment in self._fragments or len(holders) != 1 or fragment in records:
+                    self._fragments.pop(fragment, None)
+                    self._dirty_fragments.discard(fragment)
                     self.txn.delete(fragment, db=self.tables["fragments"])
-                else:
-                    self._fragments[fragment] = record
+            self._members[person] = members
+            self._dirty_people.add(person)
+            if len(holders) > 1:
+                for fragment in holders:
+                    record = self._fragments[fragment] = records[fragment]
+                    record.fragment_id, record.member_count = fragment, 1
                     self._dirty_fragments.add(fragment)
-            if len(members) > 1:
-                self.txn.put(person, b"".join(members), db=self.tables["members"])
-                head = Record(self.compiled.features.layout)
+                self._records[person] = Record(self.compiled.features.layout)
+                self._rebuild_view(person)
+            else:
+                head = records[holders[0]] if holders else Record(self.compiled.features.layout)
+                head.fragment_id = holders[0] if holders else members[0]
                 head.member_count = len(members)
                 self._records[person] = head
-                self._rebuild_view(person)
 
     def _rebuild_view(self, person: bytes) -> None:
         """Merge a person's fragments in canonical order; of each only what its own choices permit."""
-        members = self.members_of(person)
+        members = self._members[person]
         head = Record(self.compiled.features.layout)
         masks: ConsentMasks | None = None
         for fragment in members:
-            record = self.fragment(fragment)
+            record = self._merged_fragment(fragment)
+            if record is None:
+                continue
             own = masks_of(record)
             masks = own if masks is None else masks.stricter(own)
             head.merge(record, ALL_BITS & ~own.denied & ~own.restricted)
             head.consent_time = max(head.consent_time, record.consent_time)
         assert masks is not None
         set_masks(head, masks)
-        head.fragment_id, head.member_count = members[0], len(members)
+        head.fragment_id, head.member_count = NO_FRAGMENT, len(members)
         self._records[person] = head
         self._dirty_people.add(person)
-
-    # ---- identifiers ---------------------------------------------------------------------------------------------
-
-    def identifier(self, key: bytes) -> IdentifierRow | None:
-        """Return the row of an identifier."""
-        data = self.txn.get(key, db=self.tables["identifiers"])
-        return None if data is None else _decode_identifier(data)
-
-    def see_identifier(self, namespace: str, key: bytes, append_time: int) -> None:
-        """Note that an identifier was seen; written once a day."""
-        day = append_time // 86_400_000
-        if self._identifier_day.get(key) == day:
-            return
-        row = self.identifier(key)
-        if row is None or row.last_day < day:
-            row = IdentifierRow(namespace, row.generic if row else False, row.first_day if row else day, day)
-            self.txn.put(key, _encode(row), db=self.tables["identifiers"])
-        self._identifier_day[key] = day
-
-    def mark_generic(self, key: bytes, generic: bool) -> None:
-        """Note that an identifier is, or no longer is, shared by many people."""
-        row = self.identifier(key)
-        if row is not None and row.generic != generic:
-            row = msgspec.structs.replace(row, generic=generic)
-            self.txn.put(key, _encode(row), db=self.tables["identifiers"])
 
     # ---- items and symbols ---------------------------------------------------------------------------------------
 
@@ -389,10 +440,10 @@ class State:
 
     def symbol(self, text: str) -> int:
         """Return the number of a text, remembering what it stands for."""
-        number = symbol_of(text)
-        if number not in self._symbols:
+        number = self._symbols.get(text)
+        if number is None:
+            number = self._symbols[text] = symbol_of(text)
             self.txn.put(u64(number), text.encode(), overwrite=False, db=self.tables["symbols"])
-            self._symbols.add(number)
         return number
 
     # ---- lists ---------------------------------------------------------------------------------------------------
@@ -442,6 +493,21 @@ def item_key(item_id: str) -> bytes:
     """Return the key of an item id: its bytes, or for ids over 400 bytes their beginning and a hash."""
     raw = item_id.encode()
     return raw if len(raw) <= 400 else raw[:384] + xxhash.xxh3_128_digest(raw)
+
+
+def split_person_row(data: bytes | memoryview) -> tuple[bytes | memoryview, tuple[bytes, ...]]:
+    """Return the packed head of a stored person and the person's fragments in canonical order."""
+    member_count = int.from_bytes(data[6:8], "little")
+    if member_count <= 1:
+        return data, (bytes(data[16:32]),)
+    end = len(data) - 16 * member_count
+    tail = bytes(data[end:])
+    return data[:end], tuple(tail[i : i + 16] for i in range(0, len(tail), 16))
+
+
+def _is_blank(record: Record) -> bool:
+    """Return whether nothing ever happened to a record: no signal, no choice."""
+    return not (record.last_seen or record.granted or record.denied or record.restricted)
 
 
 def masks_of(record: Record) -> ConsentMasks:

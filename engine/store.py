@@ -25,9 +25,7 @@ READERS_MAX = 2048
 TABLES = (
     "meta",
     "identifiers",
-    "canonical",
     "people",
-    "members",
     "fragments",
     "edges",
     "lists",

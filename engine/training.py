@@ -52,8 +52,9 @@ def train_cooccurrence(
             if fact.type not in wanted or not fact.mask & wanted[fact.type]:
                 continue
             # All devices of a person train as one; their fragments' person is the one known today.
-            person = txn.get(fact.anchors[0].key, db=store.tables["canonical"]) or fact.anchors[0].key
-            group = int.from_bytes(person[:8], "little", signed=True)
+            row = txn.get(fact.anchors[0].key, db=store.tables["identifiers"])
+            assert row is not None, "every identifier in an applied fact has a row"
+            group = int.from_bytes(row[:8], "little", signed=True)
             for line in product_lines(fact.properties):
                 item_id = line["product_id"]
                 number = numbers.get(item_id)

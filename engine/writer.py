@@ -15,7 +15,7 @@ from tailorbird.engine.admission import Admission
 from tailorbird.engine.applier import Applier
 from tailorbird.engine.consent import ConsentChoice
 from tailorbird.engine.errors import InternalError, PreconditionFailed, TailorbirdError, Unavailable
-from tailorbird.engine.facts import ConfigurationFact, TickFact, _Fact, decode_fact, encode_fact
+from tailorbird.engine.facts import ConfigurationFact, FactKind, TickFact, _Fact, decode_fact, encode_fact
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.log import LocalLog
 from tailorbird.engine.signals import IngestReport, Outcome, Signal, Status
@@ -183,7 +183,9 @@ class _Group:
 
     def add(self, fact: _Fact) -> None:
         """Apply a fact at the next offset."""
-        record = encode_fact(fact)
-        self.applier.apply(self.offset, self.append_time, record[0], fact)
+        kind, payload = record = encode_fact(fact)
+        if kind != FactKind.SIGNAL:  # Admission has checked every value of a signal; of the rest, apply what replay will read.
+            fact = decode_fact(kind, payload)
+        self.applier.apply(self.offset, self.append_time, kind, fact)
         self.records.append(record)
         self.offset += 1
