@@ -1,6 +1,6 @@
 """What a crash test runs: a module that works on a directory, says what it was promised, and checks the promises later.
 
-Such a module has two functions:
+Such a module has three functions:
 
     def run_workload(path: Path, seed: int, acknowledge: Callable[[bytes], None]) -> None
         Work on the directory `path`, new or left by an earlier run that was cut off, and call `acknowledge` with a note
@@ -8,6 +8,9 @@ Such a module has two functions:
 
     def verify(path: Path, acknowledged: Sequence[bytes]) -> Verdict
         Open the directory as a fresh start would and compare. An exception is an unclean start.
+
+    def reboot(path: Path) -> None
+        Make the directory look as if the machine had been started anew, called before `verify` after a power failure.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ class CrashSubject(Protocol):
     def run_workload(self, path: Path, seed: int, acknowledge: Callable[[bytes], None]) -> None: ...
 
     def verify(self, path: Path, acknowledged: Sequence[bytes]) -> Verdict: ...
+
+    def reboot(self, path: Path) -> None: ...
 
 
 class Tally:

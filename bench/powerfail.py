@@ -29,7 +29,7 @@ from tailorbird.engine.errors import InternalError, PreconditionFailed
 from tailorbird.native import build_flags, iotrace
 
 ENGINE_SUBJECT = "tailorbird.bench.crash_workload"
-IMAGES_PER_TRACE = 250
+IMAGES_PER_TRACE = 100
 # LMDB keeps its reader table in a mapped file that it resets at the first opening after a boot.
 MAPPED_ALLOWED = frozenset({"lock.mdb"})
 
@@ -190,6 +190,7 @@ def _verify_images(name: str, promises: list[bytes], connection: Connection) -> 
         except EOFError:
             return
         try:
+            subject.reboot(Path(path))
             answer: Verdict | str = subject.verify(Path(path), promises[:promise_count])
         except Exception as error:
             answer = describe_failure(error)

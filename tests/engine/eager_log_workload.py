@@ -19,6 +19,10 @@ def run_workload(path: Path, seed: int, acknowledge: Callable[[bytes], None]) ->
     log.close()
 
 
+def reboot(path: Path) -> None:
+    """Nothing of the log depends on the boot."""
+
+
 def verify(path: Path, acknowledged: Sequence[bytes]) -> Verdict:
     """Look for what was acknowledged; nothing is repaired."""
     log = LocalLog.open(path / "log")
