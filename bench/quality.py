@@ -3,7 +3,8 @@
 Facts before the cut go in through `Engine.ingest`, the co-occurrence model is trained from the engine's own log, and
 then the state is frozen: every answer is the engine's own `decide`. `quality_questions.py` says what is asked and how
 answers are judged. The peer of every number, `..._popularity`, is the list of items bought in most orders of the 30
-days before the cut, less what the question excludes. The cut is `--split` (midnight UTC) or the first order of `--test`.
+days before the cut, less what the question excludes. The cut is `--split` (midnight UTC) or the first order of the
+`--test` files.
 """
 
 from __future__ import annotations
