@@ -169,16 +169,16 @@ class Admission:
         return plan
 
     def _event_time(self, signal: Signal, append_time: int) -> int:
-        limits = self.state.compiled.configuration.limits
+        compiled = self.state.compiled
         time = signal.event_time
         if not isinstance(time, int) or isinstance(time, bool):
             raise Rejected("WRONG_TYPE", f"expected event_time as integer milliseconds since 1970 UTC, got {_shown(time)}")
-        if time < append_time - limits.event_age_max_ms():
+        if time < append_time - compiled.event_age_max_ms:
             raise Rejected(
                 "EVENT_TOO_OLD",
-                f"expected event_time within limits.event_age_max = {limits.event_age_max} of now ({append_time}), got {time}",
+                f"expected event_time within limits.event_age_max = {compiled.configuration.limits.event_age_max} of now ({append_time}), got {time}",
             )
-        return min(time, append_time + limits.event_ahead_max_ms())
+        return min(time, append_time + compiled.event_ahead_max_ms)
 
     def _message_key(self, signal: Signal) -> bytes:
         if signal.source_offset >= 0:

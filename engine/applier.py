@@ -6,14 +6,15 @@ log is; replay calls it with the same facts at the same positions and so reaches
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from tailorbird.engine.consent import DataType, Purpose, bit
-from tailorbird.engine.dayparts import DAYPART, with_daypart
-from tailorbird.engine.durations import duration_ms
+from tailorbird.engine.dayparts import DAYPART, daypart
 from tailorbird.engine.facts import (
     ConfigurationFact,
     ConsentFact,
@@ -31,14 +32,16 @@ from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.people import People
 from tailorbird.engine.state import CHANGES_KEPT, State, masks_of, set_masks
-from tailorbird.engine.statistics import EVERYTHING, Change, Increment, Statistics, context_cells, pack_rows
-from tailorbird.engine.store import Store, scan, u32, u64
+from tailorbird.engine.statistics import CELLS_MAX, EVERYTHING, CellRow, Change, Increment, Statistics, context_cells, pack_rows
+from tailorbird.engine.store import Head, Store, scan, u32, u64
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import ItemList
 
 LIST_KINDS = {ItemList.BOUGHT: 1, ItemList.SHOWN: 2, ItemList.SERVED: 3}
 LINK_BIT = bit(DataType.DEVICE, Purpose.LINK)
 GENERATIONS = 3
+CONTEXTS_CACHED_MAX = 50_000
+INCREMENT = struct.Struct("<QIfq")  # statistics.Increment
 
 
 def product_lines(properties: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -58,7 +61,8 @@ class Applier:
         self.state = State(store)
         self.people = People(self.state, hasher)
         self._statistics: Statistics | None = None
-        self._increments: list[tuple[int, int, float, int]] = []
+        self._increments: list[bytes] = []
+        self._cells_of: dict[tuple[str, ...], list[int]] = {}
         self._apply = {
             int(FactKind.SIGNAL): self._signal,
             int(FactKind.CONSENT): self._consent,
@@ -93,6 +97,7 @@ class Applier:
         """Throw the group away."""
         self.state.abort()
         self.people.forget()
+        self._cells_of.clear()
         self._statistics = None
         self._increments = []
 
@@ -105,6 +110,7 @@ class Applier:
         self.people.use(self.state.compiled)
         if before is not None and before != self.state.compiled.configuration.statistics:
             self._forget_counts()
+        self._cells_of.clear()
         self._statistics = None
 
     def _signal(self, fact: SignalFact, offset: int, append_time: int) -> None:
@@ -183,8 +189,11 @@ class Applier:
         if source_offset >= 0:
             seen = txn.get(source.encode(), db=tables["sources"])
             return seen is not None and int.from_bytes(seen, "big") >= source_offset
-        return any(
-            txn.get(message_key, db=tables[f"messages_{generation}"]) is not None for generation in range(GENERATIONS)
+        get = txn.get
+        return (
+            get(message_key, None, tables["messages_0"]) is not None
+            or get(message_key, None, tables["messages_1"]) is not None
+            or get(message_key, None, tables["messages_2"]) is not None
         )
 
     def _remember_message(self, fact: SignalFact, offset: int, append_time: int) -> None:
@@ -193,7 +202,7 @@ class Applier:
             txn.put(fact.source.encode(), u64(fact.source_offset), db=tables["sources"])
         elif fact.message_key:
             # Half the window a generation: two whole ones behind the present one hold the window, the oldest is emptied.
-            length = max(1, self.state.compiled.configuration.limits.duplicate_window_ms() // (GENERATIONS - 1))
+            length = max(1, self.state.compiled.duplicate_window_ms // (GENERATIONS - 1))
             generation = append_time // length
             if generation > head.generation:
                 for stale in range(max(head.generation + 1, generation - GENERATIONS + 1), generation + 1):
@@ -221,37 +230,55 @@ class Applier:
         return self._statistics
 
     def _count(self, fact: SignalFact, weight: float, lines: list[Mapping[str, Any]]) -> None:
+        """Note what an event adds to the cells of its context; what its context lacks, such as an order's country, its
+        properties may say."""
+        values = []
+        for name in self.state.compiled.count_dimensions:
+            value = fact.context.get(name)
+            if value is None:
+                value = fact.properties.get(name)
+                if not isinstance(value, str):
+                    value = daypart(fact.event_time, self.state.compiled.configuration.zone) if name == DAYPART else ""
+            values.append(value)
+        context = tuple(values)
+        keys = self._cells_of.get(context)
+        if keys is None:
+            if len(self._cells_of) > CONTEXTS_CACHED_MAX:
+                self._cells_of.clear()
+            keys = self._cells_of[context] = self._cells(dict(zip(self.state.compiled.count_dimensions, values, strict=True)))
+        time = fact.event_time
+        add = self._increments.append
+        pack = INCREMENT.pack
+        if len(lines) == 1:
+            item = self.state.item_number(lines[0]["product_id"])
+            for key in keys:
+                add(pack(key, item, weight, time))
+            return
+        for item in dict.fromkeys(self.state.item_number(line["product_id"]) for line in lines):
+            for key in keys:
+                add(pack(key, item, weight, time))
+
+    def _cells(self, context: dict[str, str]) -> list[int]:
+        """Return the cells of a context, coarse to fine, making those that are new."""
         statistics = self.statistics()
         keys = [EVERYTHING]
-        for level, (key, label) in enumerate(context_cells(statistics.levels, self._count_context(fact, statistics))):
+        for level, (key, label) in enumerate(context_cells(statistics.levels, context)):
             if key == EVERYTHING:
                 continue
             if key not in statistics.cells:
-                statistics.add_cell(key, level, label, keys[-1])
-                self.state.txn.put(
-                    u64(key), f"{level}\0{keys[-1]}\0{label}".encode(), db=self.state.tables["cells"]
-                )
+                if len(statistics.cells) >= CELLS_MAX:
+                    continue
+                row = CellRow(level, keys[-1], label)
+                statistics.put_cell(key, row)
+                self.state.txn.put(u64(key), encode_cell(row), db=self.state.tables["cells"])
             keys.append(key)
-        for item in dict.fromkeys(self.state.item_number(line["product_id"]) for line in lines):
-            for key in keys:
-                self._increments.append((key, item, weight, fact.event_time))
-
-    def _count_context(self, fact: SignalFact, statistics: Statistics) -> Mapping[str, str]:
-        """Return the context an event is counted under; what it lacks, such as an order's country, its properties may say."""
-        context: Mapping[str, str] = fact.context
-        for name in {name for names in statistics.levels for name in names}:
-            if name not in context:
-                value = fact.properties.get(name)
-                if isinstance(value, str):
-                    context = {**context, name: value}
-                elif name == DAYPART:
-                    context = with_daypart(context, fact.event_time, self.state.compiled.configuration.zone)
-        return context
+        return keys
 
     def _store_increments(self) -> None:
         """Keep what was counted since the last tick with the group that counted it."""
         head = self.state.head
-        for packed in pack_rows(np.array(self._increments, Increment)):
+        waiting = b"".join(self._increments)
+        for packed in pack_rows(np.frombuffer(waiting, Increment)):
             self.state.txn.put(u64(head.pending_end), packed, db=self.state.tables["pending"], append=True)
             head.pending_end += 1
         self._increments = []
@@ -261,9 +288,8 @@ class Applier:
         head = self.state.head
         if not self._increments and head.pending_end == 0:
             return False
-        every = duration_ms(self.state.compiled.configuration.statistics.tick, "statistics.tick")
         return (
-            append_time - head.last_tick_append >= every
+            append_time - head.last_tick_append >= self.state.compiled.tick_ms
             or head.latest_event_time - head.last_tick_event >= 86_400_000
             or len(self._increments) >= 100_000
         )
@@ -291,7 +317,9 @@ class Applier:
             if end >= CHANGES_KEPT:
                 txn.delete(u64(end - CHANGES_KEPT), db=tables["count_changes"])
             state.head.count_changes_end = end + 1
-        state.head.strengths = [list(evidence) for evidence in statistics.evidence]
+        for key in np.unique(increments["cell"]).tolist():
+            txn.put(u64(key), encode_cell(statistics.cells[key].row()), db=tables["cells"])
+        state.head.level_evidence = statistics.level_evidence.tolist()
         state.head.last_tick_append, state.head.last_tick_event = append_time, fact.event_time
 
     def _forget_counts(self) -> None:
@@ -301,7 +329,7 @@ class Applier:
             txn.drop(tables[table], delete=False)
         head.count_changes_end += CHANGES_KEPT  # what deciders have followed so far is void
         head.pending_end = head.landmark = 0
-        head.strengths = []
+        head.level_evidence = []
 
 
 def _digest(fact: SignalFact) -> int:
@@ -311,14 +339,22 @@ def _digest(fact: SignalFact) -> int:
     return (symbol_of(fact.source) ^ (fact.source_offset * 0x9E3779B97F4A7C15)) & 0xFFFFFFFFFFFFFFFF
 
 
-def load_statistics(store: Store, txn: Any, statistics: Statistics, head: Any) -> Statistics:
+encode_cell = msgspec.msgpack.Encoder().encode
+_decode_cell = msgspec.msgpack.Decoder(CellRow).decode
+
+
+def follow_cells(store: Store, txn: Any, statistics: Statistics, head: Head) -> None:
+    """Take in what the stored cells say now."""
+    if head.level_evidence:
+        statistics.level_evidence = np.array(head.level_evidence)
+    for key, value in txn.cursor(db=store.tables["cells"]):
+        statistics.put_cell(int.from_bytes(bytes(key), "big"), _decode_cell(bytes(value)))
+
+
+def load_statistics(store: Store, txn: Any, statistics: Statistics, head: Head) -> Statistics:
     """Fill statistics from the stored cells and counts of a transaction."""
     statistics.landmark = head.landmark
-    if head.strengths:
-        statistics.evidence = [list(evidence) for evidence in head.strengths]
-    for key, value in txn.cursor(db=store.tables["cells"]):
-        level, parent, label = bytes(value).decode().split("\0", 2)
-        statistics.add_cell(int.from_bytes(bytes(key), "big"), int(level), label, int(parent))
+    follow_cells(store, txn, statistics, head)
     packed = [
         (int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big"), np.frombuffer(value, "<f8")[0])
         for key, value in ((bytes(k), bytes(v)) for k, v in txn.cursor(db=store.tables["counts"]))

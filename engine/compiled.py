@@ -40,6 +40,11 @@ class CompiledConfiguration:
     plans: Mapping[str, SignalPlan]
     namespaces: Mapping[str, Namespace]
     exclusion_windows_ms: Mapping[str, Mapping[ItemList, int]]
+    event_age_max_ms: int
+    event_ahead_max_ms: int
+    duplicate_window_ms: int
+    tick_ms: int
+    count_dimensions: tuple[str, ...]
 
     def same_layout(self, other: CompiledConfiguration) -> bool:
         """Return whether records of the two versions are stored alike."""
@@ -69,8 +74,21 @@ def compile_configuration(text: str, version: int, layout_version: int) -> Compi
         }
         for placement in configuration.placements
     }
+    limits, statistics = configuration.limits, configuration.statistics
     return CompiledConfiguration(
-        version, layout_version, text, configuration, features, plans, namespaces_of(configuration), windows
+        version=version,
+        layout_version=layout_version,
+        text=text,
+        configuration=configuration,
+        features=features,
+        plans=plans,
+        namespaces=namespaces_of(configuration),
+        exclusion_windows_ms=windows,
+        event_age_max_ms=duration_ms(limits.event_age_max, "limits.event_age_max"),
+        event_ahead_max_ms=duration_ms(limits.event_ahead_max, "limits.event_ahead_max"),
+        duplicate_window_ms=duration_ms(limits.duplicate_window, "limits.duplicate_window"),
+        tick_ms=duration_ms(statistics.tick, "statistics.tick"),
+        count_dimensions=tuple(dict.fromkeys(name for names in statistics.levels for name in names)),
     )
 
 

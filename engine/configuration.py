@@ -42,15 +42,6 @@ class Limits(_Section):
     map_bytes: int = 64 * 1024**3
     list_entries_max: int = 2_000
 
-    def event_age_max_ms(self) -> int:
-        return duration_ms(self.event_age_max, "limits.event_age_max")
-
-    def event_ahead_max_ms(self) -> int:
-        return duration_ms(self.event_ahead_max, "limits.event_ahead_max")
-
-    def duplicate_window_ms(self) -> int:
-        return duration_ms(self.duplicate_window, "limits.duplicate_window")
-
 
 class SignalDeclaration(_Section):
     """A signal type of the user's own, beside the built-in vocabulary."""
@@ -289,9 +280,8 @@ def _check(configuration: Configuration, source: str) -> None:
             )
     duration_ms(configuration.statistics.half_life, "statistics.half_life")
     duration_ms(configuration.statistics.tick, "statistics.tick")
-    configuration.limits.event_age_max_ms()
-    configuration.limits.event_ahead_max_ms()
-    configuration.limits.duplicate_window_ms()
+    for limit in ("event_age_max", "event_ahead_max", "duplicate_window"):
+        duration_ms(getattr(configuration.limits, limit), f"limits.{limit}")
     features = [f.name for f in configuration.features]
     for feature in configuration.features:
         for name in feature.signals():

@@ -168,10 +168,10 @@ class Decider:
             recent = np.concatenate([given, recent])
             recent_weights = np.concatenate([np.ones(len(given), np.float32), recent_weights])
 
-        reference = max(at, evidence.head.latest_event_time)
-        scale = statistics.scale(reference) if statistics.landmark else 1.0
+        # Counts fade against the newest event, not the clock: where nothing more arrived, nothing more is known.
+        scale = statistics.scale(evidence.head.latest_event_time) if statistics.landmark else 1.0
         chain = statistics.chain(context)
-        levels = tuple((cell.table, cell.total * scale, statistics.strength(cell.level)) for cell in chain)
+        levels = tuple((cell.table, cell.total * scale, statistics.strength(cell)) for cell in chain)
         together: npt.NDArray[np.float32] | None = None
         touched, touched_count, support, exponent = evidence.touched, 0, 0.0, 0.0
         neighbours = evidence.neighbours
@@ -203,7 +203,7 @@ class Decider:
                     excluded=refused,
                     scale=scale,
                     total=statistics.everything.total * scale,
-                    uniform_strength=statistics.strength(-1),
+                    uniform_strength=statistics.strength(statistics.everything),
                     levels=levels,
                     together=together,
                     touched=touched[:touched_count],

@@ -111,6 +111,8 @@ class Engine:
         else:
             configuration, text = read_configuration(Path(config))
         directory.prepare(create=not read_only)
+        if not read_only and not directory.configuration.exists():
+            write_durably(directory.configuration, text.encode())
         lock = None if read_only else directory.lock()
         try:
             engine = cls._assemble(directory, configuration, clock or system_clock, lock)

@@ -9,13 +9,13 @@ import lmdb
 import numpy as np
 import numpy.typing as npt
 
-from tailorbird.engine.applier import load_statistics
+from tailorbird.engine.applier import follow_cells, load_statistics
 from tailorbird.engine.catalogue import Catalogue
 from tailorbird.engine.errors import Damaged, PreconditionFailed
 from tailorbird.engine.neighbours_file import Neighbours, open_neighbours
 from tailorbird.engine.state import CHANGES_KEPT, Layouts, read_layouts
 from tailorbird.engine.statistics import Change, Statistics
-from tailorbird.engine.store import Head, Store, scan, u64
+from tailorbird.engine.store import Head, Store, u64
 
 COOCCURRENCE = "cooccurrence"
 
@@ -79,11 +79,7 @@ class Evidence:
                 )
             self.catalogue.items.set_counts(items, counts)
         else:
-            for key, value in scan(txn, self.store.tables["cells"], b""):
-                number = int.from_bytes(bytes(key), "big")
-                if number not in self.statistics.cells:
-                    level, parent, label = bytes(value).decode().split("\0", 2)
-                    self.statistics.add_cell(number, int(level), label, int(parent))
+            follow_cells(self.store, txn, self.statistics, head)
             parts = []
             for sequence in range(self._counts_followed, head.count_changes_end):
                 packed = txn.get(u64(sequence), db=self.store.tables["count_changes"])
@@ -96,7 +92,6 @@ class Evidence:
             self.catalogue.items.set_counts(
                 np.ascontiguousarray(over_all["item"]), np.ascontiguousarray(over_all["count"])
             )
-            self.statistics.evidence = [list(evidence) for evidence in head.strengths]
         self._counts_followed = head.count_changes_end
 
     def _follow_models(self, head: Head) -> None:

@@ -88,7 +88,7 @@ class People:
             if len(anchors) > 1:
                 self._log_in(anchors, event_time)
             return
-        if unknown == len(anchors) and self._nothing_forbids(anchors):
+        if self._nothing_forbids(anchors, unknown):
             self._meet_strangers(anchors, event_time, append_time)
             return
         for anchor in anchors:
@@ -108,8 +108,17 @@ class People:
             self._known_links.clear()
         self._known_links[pair] = event_time
 
-    def _nothing_forbids(self, anchors: tuple[Anchor, ...]) -> bool:
-        """Return whether identifiers nobody knows yet are one person without asking the graph: one of each namespace."""
+    def _nothing_forbids(self, anchors: tuple[Anchor, ...], unknown: int) -> bool:
+        """Return whether identifiers are one person without asking the graph: one of each namespace, nobody knows them,
+        or only the best of them and that one by itself, never linked."""
+        if unknown < len(anchors):
+            if unknown < len(anchors) - 1:
+                return False
+            row = self.state.identifier(anchors[0].key)
+            if row is None or len(self.state.members_of(row.person)) > 1:
+                return False
+            if next(self.state.edges(anchors[0].key), None) is not None:
+                return False
         namespaces = self.state.compiled.namespaces
         names = {anchor.namespace for anchor in anchors}
         return len(names) == len(anchors) and all(

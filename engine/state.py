@@ -245,15 +245,16 @@ class State:
     # ---- people and fragments ------------------------------------------------------------------------------------
 
     def add_person(self, person: bytes, anchors: tuple[Anchor, ...], append_time: int) -> None:
-        """Make a person of identifiers never seen before, in canonical order."""
+        """Make a person of identifiers in canonical order that nobody knows, but for the first, who may be there alone."""
         day = append_time // 86_400_000
         for anchor in anchors:
-            row = self._identifiers[anchor.key] = IdentifierRow(anchor.namespace, False, day, day, person)
-            self._put_identifier(anchor.key, row)
-        record = Record(self.compiled.features.layout)
-        record.fragment_id = anchors[0].key
-        record.member_count = len(anchors)
-        self._records[person] = record
+            if anchor.key not in self._identifiers:
+                row = self._identifiers[anchor.key] = IdentifierRow(anchor.namespace, False, day, day, person)
+                self._put_identifier(anchor.key, row)
+        if person not in self._records:
+            record = self._records[person] = Record(self.compiled.features.layout)
+            record.fragment_id = anchors[0].key
+        self._records[person].member_count = len(anchors)
         self._members[person] = tuple(anchor.key for anchor in anchors)
         self._dirty_people.add(person)
 
@@ -350,10 +351,9 @@ class State:
                 if row.person != person:
                     row.person = person
                     self._put_identifier(fragment, row)
-                if fragment in self._fragments or len(holders) != 1 or fragment in records:
-                    self._fragments.pop(fragment, None)
-                    self._dirty_fragments.discard(fragment)
-                    self.txn.delete(fragment, db=self.tables["fragments"])
+                self._fragments.pop(fragment, None)
+                self._dirty_fragments.discard(fragment)
+                self.txn.delete(fragment, db=self.tables["fragments"])
             self._members[person] = members
             self._dirty_people.add(person)
             if len(holders) > 1:

@@ -5,8 +5,10 @@ nothing and the order of events does not matter; multiplied by `scale(at)` it is
 Cormode et al., ICDE 2009). The landmark moves on, whole, every 256 half-lives.
 
 A cell is one combination of context values on one level, coarse to fine; cell 0 is everything. The estimate of a level is
-(n_item + s * parent) / (n + s). Its strength s is fitted on held-out time: each tick, before the new events are counted,
-every s of a grid predicts them from what was known, and the best log-likelihood so far wins (prequential; Dawid 1984).
+(n_item + s * parent) / (n + s). The strength s is fitted on held-out time: each tick, before the new events are counted,
+every s of a grid predicts them from what was known, and the best score so far wins (prequential; Dawid 1984).
+A cell is judged by its own evidence and that of its level, to which no cell gives more than `LEVEL_EVIDENCE_MAX` events:
+the one country where most orders come from must not decide for all others.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,20 +32,41 @@ TOTAL = 0xFFFFFFFE  # the item number under which a cell keeps its sum
 STRENGTHS = (1.0, 5.0, 20.0, 80.0, 320.0, 1280.0, 5120.0, 20480.0)
 LANDMARK_HALF_LIVES = 256
 CELLS_MAX = 20_000
+LEVEL_EVIDENCE_MAX = 1_000.0
 
 Increment = np.dtype([("cell", "<u8"), ("item", "<u4"), ("weight", "<f4"), ("time", "<i8")])
 Change = np.dtype([("cell", "<u8"), ("item", "<u4"), ("count", "<f8")])
 
 
+class CellRow(msgspec.Struct, array_like=True, frozen=True):
+    """A stored cell: its place in the hierarchy, and how well each strength predicted its events so far."""
+
+    level: int
+    parent: int
+    label: str
+    weight: float = 0.0
+    evidence: tuple[float, ...] = ()
+
+
 @dataclass(slots=True)
 class Cell:
-    """One context cell in memory."""
+    """One context cell in memory. `evidence` is the score per strength over events of weight `weight`."""
 
     level: int
     label: str
     parent: int
     table: CellTable = field(default_factory=CellTable)
     total: float = 0.0
+    weight: float = 0.0
+    evidence: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(STRENGTHS)))
+
+    def row(self) -> CellRow:
+        """Return what is stored of it."""
+        return CellRow(self.level, self.parent, self.label, self.weight, tuple(self.evidence.tolist()))
+
+    def for_level(self) -> npt.NDArray[np.float64]:
+        """Return what it says of its level."""
+        return self.evidence * (min(1.0, LEVEL_EVIDENCE_MAX / self.weight) if self.weight else 0.0)
 
 
 def context_cells(levels: list[list[str]], context: Mapping[str, str]) -> list[tuple[int, str]]:
@@ -74,7 +98,7 @@ class Statistics:
         self.landmark = 0
         self.everything = Cell(-1, "", EVERYTHING)
         self.cells: dict[int, Cell] = {EVERYTHING: self.everything}
-        self.evidence: list[list[float]] = [[0.0] * len(STRENGTHS) for _ in range(len(self.levels) + 1)]
+        self.level_evidence = np.zeros((len(self.levels) + 1, len(STRENGTHS)))
         self.prior_strength = declaration.strength
 
     # ---- reading -------------------------------------------------------------------------------------------------
@@ -83,12 +107,10 @@ class Statistics:
         """Return what turns stored counts into decayed counts at `at` (ms)."""
         return float(exp2(np.array([(self.landmark - at) / self.half_life_ms]))[0])
 
-    def strength(self, level: int) -> float:
-        """Return the fitted strength of a level's parent; -1 is the level over all contexts."""
-        evidence = self.evidence[level + 1]
-        if not any(evidence):
-            return self.prior_strength
-        return STRENGTHS[max(range(len(STRENGTHS)), key=lambda i: evidence[i])]
+    def strength(self, cell: Cell) -> float:
+        """Return how much evidence the parent of a cell is worth to it."""
+        evidence = self.level_evidence[cell.level + 1] - cell.for_level() + cell.evidence
+        return STRENGTHS[int(np.argmax(evidence))] if evidence.any() else self.prior_strength
 
     def chain(self, context: Mapping[str, str]) -> list[Cell]:
         """Return the known cells of a context, coarse to fine."""
@@ -101,20 +123,18 @@ class Statistics:
 
     # ---- loading and following -----------------------------------------------------------------------------------
 
-    def add_cell(self, key: int, level: int, label: str, parent: int) -> None:
-        """Make a cell known."""
-        self.cells.setdefault(key, Cell(level, label, parent))
+    def put_cell(self, key: int, row: CellRow) -> None:
+        """Make a cell known, or take in what its row says now."""
+        cell = self.cells.get(key)
+        if cell is None:
+            cell = self.cells[key] = Cell(row.level, row.label, row.parent)
+        if row.evidence:
+            cell.weight, cell.evidence = row.weight, np.array(row.evidence)
 
     def apply(self, changes: npt.NDArray[Any]) -> None:
         """Set counts as a change feed or the stored counts give them."""
-        if not len(changes):
-            return
-        order = np.argsort(changes["cell"], kind="stable")
-        changes = changes[order]
-        starts = np.flatnonzero(np.r_[True, changes["cell"][1:] != changes["cell"][:-1]])
-        for start, end in zip(starts, [*starts[1:], len(changes)], strict=True):
-            cell = self.cells[int(changes["cell"][start])]
-            rows = changes[start:end]
+        for key, rows in _by_cell(changes):
+            cell = self.cells[key]
             sums = rows["item"] == TOTAL
             if sums.any():
                 cell.total = float(rows["count"][sums][-1])
@@ -163,10 +183,7 @@ class Statistics:
         changes = np.empty(len(first), Change)
         changes["cell"], changes["item"], changes["count"] = cells[first], items[first], sums
         parts = []
-        starts = np.flatnonzero(np.r_[True, changes["cell"][1:] != changes["cell"][:-1]])
-        for start, end in zip(starts, [*starts[1:], len(changes)], strict=True):
-            rows = changes[start:end].copy()
-            key = int(rows["cell"][0])
+        for key, rows in _by_cell(changes):
             cell = self.cells[key]
             added = float(np.add.accumulate(rows["count"])[-1])
             rows["count"] += cell.table.counts(np.ascontiguousarray(rows["item"]))
@@ -177,34 +194,85 @@ class Statistics:
         return changed
 
     def _fit(self, increments: npt.NDArray[Any], live_count: int) -> None:
-        """Add the log-likelihood that each strength gives the new events from what is counted so far."""
-        uniform = 1.0 / max(1, live_count)
-        for key in np.unique(increments["cell"]):
-            cell = self.cells[int(key)]
-            rows = increments[increments["cell"] == key]
-            scale = self.scale(int(rows["time"].max()))
-            items = np.ascontiguousarray(rows["item"])
-            parent = self._estimates(cell.parent, items, scale, uniform) if cell.level >= 0 else np.full(len(rows), uniform)
-            counts = cell.table.counts(items) * scale
-            grid = np.array(STRENGTHS)
-            predicted = (counts[:, None] + grid * parent[:, None]) / (cell.total * scale + grid)
-            logs = np.empty(predicted.size)
-            native_exp2.log2(np.ascontiguousarray(predicted.ravel()), logs)
-            gains = (logs.reshape(predicted.shape) * rows["weight"].astype(np.float64)[:, None]).cumsum(axis=0)[-1]
-            evidence = self.evidence[cell.level + 1]
-            for i in range(len(STRENGTHS)):
-                evidence[i] += float(gains[i])
+        """Add the quadratic score that each strength's prediction earns on the new events, from what is counted so far.
 
-    def _estimates(self, key: int, items: npt.NDArray[np.uint32], scale: float, uniform: float) -> npt.NDArray[np.float64]:
-        cell = self.cells[key]
-        parent: npt.NDArray[np.float64] | float = (
-            self._estimates(cell.parent, items, scale, uniform) if cell.level >= 0 else uniform
-        )
-        strength = self.strength(cell.level)
-        estimates: npt.NDArray[np.float64] = (cell.table.counts(items) * scale + strength * parent) / (
-            cell.total * scale + strength
+        The score of an event of item i is 2 p_i - sum over items of p^2 (Brier 1950): proper like the logarithm, but
+        ruled by the items that will be ranked first instead of by the rarest one that happened.
+        """
+        uniform = 1.0 / max(1, live_count)
+        grid = np.array(STRENGTHS)
+        squares: dict[tuple[int, float], float] = {}
+        for key, rows in _by_cell(increments):
+            cell = self.cells[key]
+            scale = self.scale(int(rows["time"].max()))
+            predicted = self._predict(cell, np.ascontiguousarray(rows["item"]), scale, uniform, grid)
+            weights = rows["weight"].astype(np.float64)
+            expected = self._sums_of_squares(cell, scale, uniform, grid, squares)
+            gains = ((2.0 * predicted - expected) * weights[:, None]).cumsum(axis=0)[-1]
+            before = cell.for_level()
+            cell.evidence = cell.evidence + gains
+            cell.weight += float(weights.cumsum()[-1])
+            self.level_evidence[cell.level + 1] += cell.for_level() - before
+
+    def _predict(
+        self, cell: Cell, items: npt.NDArray[np.uint32], scale: float, uniform: float, strengths: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """Return the estimates of items in a cell, items x strengths."""
+        parent = self._parent(cell, items, scale, uniform)
+        counts = cell.table.counts(items) * scale
+        estimates: npt.NDArray[np.float64] = (counts[:, None] + strengths * parent[:, None]) / (
+            cell.total * scale + strengths
         )
         return estimates
+
+    def _parent(
+        self, cell: Cell, items: npt.NDArray[np.uint32], scale: float, uniform: float
+    ) -> npt.NDArray[np.float64]:
+        """Return the estimates of items in a cell's parent."""
+        if cell.level < 0:
+            return np.full(len(items), uniform)
+        parent = self.cells[cell.parent]
+        return self._predict(parent, items, scale, uniform, np.array([self.strength(parent)]))[:, 0]
+
+    def _sums_of_squares(
+        self,
+        cell: Cell,
+        scale: float,
+        uniform: float,
+        strengths: npt.NDArray[np.float64],
+        known: dict[tuple[int, float], float],
+    ) -> npt.NDArray[np.float64]:
+        """Return the sum over all items of the squared estimate, per strength; only the cell's own items are visited."""
+        items, counts = cell.table.entries()
+        counts *= scale
+        if cell.level < 0:
+            parent_squares = uniform
+        else:
+            place = (cell.parent, scale)
+            if place not in known:
+                parent = self.cells[cell.parent]
+                fitted = np.array([self.strength(parent)])
+                known[place] = float(self._sums_of_squares(parent, scale, uniform, fitted, known)[0])
+            parent_squares = known[place]
+        own = float((counts * counts).cumsum()[-1]) if len(counts) else 0.0
+        cross = float((counts * self._parent(cell, items, scale, uniform)).cumsum()[-1]) if len(counts) else 0.0
+        total = cell.total * scale
+        sums: npt.NDArray[np.float64] = (own + 2.0 * strengths * cross + strengths * strengths * parent_squares) / (
+            (total + strengths) * (total + strengths)
+        )
+        return sums
+
+
+def _by_cell(rows: npt.NDArray[Any]) -> list[tuple[int, npt.NDArray[Any]]]:
+    """Return the rows of each cell in their order, cells ascending."""
+    if not len(rows):
+        return []
+    ordered = rows[np.argsort(rows["cell"], kind="stable")]
+    starts = np.flatnonzero(np.r_[True, ordered["cell"][1:] != ordered["cell"][:-1]])
+    return [
+        (int(ordered["cell"][start]), ordered[start:end])
+        for start, end in zip(starts, [*starts[1:], len(ordered)], strict=True)
+    ]
 
 
 def pack_rows(rows: npt.NDArray[Any], rows_each: int = 80) -> Iterable[bytes]:

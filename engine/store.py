@@ -67,7 +67,7 @@ class Head(msgspec.Struct, array_like=True):
     consents_end: int = 0
     pending_end: int = 0
     generation: int = 0
-    strengths: list[list[float]] = []
+    level_evidence: list[list[float]] = []
 
 
 _HEAD_DECODER = msgspec.msgpack.Decoder(Head)
