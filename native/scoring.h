@@ -109,7 +109,9 @@ static inline size_t tb_id_find_batch(const tb_id_slot *slots, uint64_t slot_mas
     return unknown;
 }
 
-/* ---- context cells: item number -> landmark-scaled count, open addressing, load <= 1/2 ---- */
+/* ---- context cells: item number -> landmark-scaled count ----
+ *
+ * Open addressing at a load <= 1/2 while the cell knows few of the items, one double per item once it knows many. */
 
 typedef struct {
     double count;
@@ -151,11 +153,23 @@ static inline int tb_cell_set(tb_cell_slot *slots, uint64_t slot_mask, uint32_t 
 #define TB_AFFINITIES_MAX 8
 
 typedef struct {
-    const tb_cell_slot *slots;
+    const tb_cell_slot *slots; /* NULL where the cell is dense */
     uint64_t slot_mask;
+    const double *dense;       /* per item below dense_count */
+    uint32_t dense_count;
     double total;    /* evidence of the cell, scaled to the time of the decision */
     double strength; /* how much evidence the parent is worth */
 } tb_level;
+
+static inline double tb_level_count(const tb_level *level, uint32_t item) {
+    if (level->dense != NULL) return item < level->dense_count ? level->dense[item] : 0.0;
+    return tb_cell_get(level->slots, level->slot_mask, item);
+}
+
+static inline void tb_level_prefetch(const tb_level *level, uint32_t item) {
+    if (level->dense == NULL) __builtin_prefetch(&level->slots[tb_cell_start(item, level->slot_mask)]);
+    else if (item < level->dense_count) __builtin_prefetch(&level->dense[item]);
+}
 
 typedef struct {
     const uint64_t *symbols; /* one symbol per item; 0: no value */
@@ -209,6 +223,12 @@ static float tb_dot(const float *a, const float *b, size_t width) {
     return lanes[0];
 }
 
+/* sign(x) ln(1 + |x|) */
+static inline double tb_signed_log1p(double x) {
+    double log = tb_log2(1.0 + (x < 0.0 ? -x : x)) / TB_LOG2_E;
+    return x < 0.0 ? -log : log;
+}
+
 static inline double tb_clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
 /* The estimate after the context cells; writes the one over all contexts to base. */
@@ -218,7 +238,7 @@ static inline double tb_in_context(const tb_evidence *evidence, const tb_item_ro
     *base = estimate;
     for (size_t i = 0; i < evidence->level_count; i++) {
         const tb_level *level = &evidence->levels[i];
-        double count = tb_cell_get(level->slots, level->slot_mask, item) * evidence->scale;
+        double count = tb_level_count(level, item) * evidence->scale;
         estimate = (count + level->strength * estimate) / (level->total + level->strength);
     }
     return estimate;
@@ -377,7 +397,10 @@ static inline tb_ranking tb_rank(const tb_evidence *evidence, const tb_rules *ru
     *kept = 0;
     for (size_t i = 0; i < count; i++) {
         if (candidates != NULL) {
-            if (i + 16 < count && candidates[i + 16] < item_count) __builtin_prefetch(&rows[candidates[i + 16]], 1);
+            if (i + 16 < count && candidates[i + 16] < item_count) {
+                __builtin_prefetch(&rows[candidates[i + 16]], 1);
+                for (size_t l = 0; l < evidence->level_count; l++) tb_level_prefetch(&evidence->levels[l], candidates[i + 16]);
+            }
             if (evidence->vector != NULL && i + 6 < count && candidates[i + 6] < item_count) {
                 const float *row = evidence->embeddings + (size_t)candidates[i + 6] * evidence->width;
                 for (size_t f = 0; f < evidence->width; f += TB_LANES) __builtin_prefetch(row + f);

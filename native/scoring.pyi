@@ -62,4 +62,5 @@ class ItemTable:
         together_exponent: float = 0.0,
         affinities: tuple[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float], ...] = (),
         vector: npt.NDArray[np.float32] | None = None,
+        vector_log: bool = False,
     ) -> tuple[list[Winner], int, int, int]: ...

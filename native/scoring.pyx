@@ -37,6 +37,8 @@ cdef extern from "scoring.h" nogil:
     ctypedef struct tb_level:
         const tb_cell_slot* slots
         uint64_t slot_mask
+        const double* dense
+        uint32_t dense_count
         double total
         double strength
     ctypedef struct tb_affinity:
@@ -94,8 +96,9 @@ cdef extern from "scoring.h" nogil:
     void tb_id_insert(tb_id_slot* slots, uint64_t slot_mask, tb_id_slot fresh)
     size_t tb_id_find_batch(const tb_id_slot* slots, uint64_t slot_mask, const char* arena, const char** ids,
                             const size_t* lengths, size_t count, uint32_t* numbers)
-    double tb_cell_get(const tb_cell_slot* slots, uint64_t slot_mask, uint32_t item)
+    double tb_level_count(const tb_level* level, uint32_t item)
     int tb_cell_set(tb_cell_slot* slots, uint64_t slot_mask, uint32_t item, double count)
+    double tb_signed_log1p(double x)
     tb_score_parts tb_score(const tb_evidence* evidence, const tb_item_row* rows, uint32_t item)
     double tb_together_scale(const tb_evidence* evidence, const tb_item_row* rows, uint32_t item_count,
                              const uint32_t* touched, size_t touched_count)
@@ -103,6 +106,8 @@ cdef extern from "scoring.h" nogil:
                        uint32_t item_count, const uint32_t* candidates, size_t count, size_t k, tb_ranked* heap, size_t* kept)
 
 UNKNOWN_ITEM = 0xFFFFFFFF
+cdef uint32_t ITEM_NUMBERS_MAX = 0xFFFFFFFE
+cdef size_t DENSE_FROM = 1024
 
 
 cdef void* _grown(void* old, size_t old_bytes, size_t new_bytes) except NULL:
@@ -119,18 +124,21 @@ cdef void* _grown(void* old, size_t old_bytes, size_t new_bytes) except NULL:
 
 
 cdef class CellTable:
-    """Landmark-scaled counts of one context cell by item number."""
+    """Landmark-scaled counts of one context cell by item number; dense once it knows a quarter of the items."""
 
     cdef tb_cell_slot* slots
     cdef uint64_t slot_mask
+    cdef double* dense
+    cdef uint32_t dense_count
+    cdef uint32_t end  # one more than the largest item number
     cdef size_t used
 
     def __cinit__(self):
-        self.used = 0
         self._allocate(16)
 
     def __dealloc__(self):
         free(self.slots)
+        free(self.dense)
 
     cdef int _allocate(self, size_t slot_count) except -1:
         cdef size_t i
@@ -143,15 +151,28 @@ cdef class CellTable:
     cdef int _double(self) except -1:
         cdef tb_cell_slot* old = self.slots
         cdef size_t old_count = self.slot_mask + 1, i
-        self._allocate(2 * old_count)
-        for i in range(old_count):
-            if old[i].item != TB_UNKNOWN:
-                tb_cell_set(self.slots, self.slot_mask, old[i].item, old[i].count)
+        if self.used >= DENSE_FROM and self.used >= self.end // 4:
+            self._grow_dense(self.end)
+            for i in range(old_count):
+                if old[i].item != TB_UNKNOWN:
+                    self.dense[old[i].item] = old[i].count
+            self.slots = NULL
+        else:
+            self._allocate(2 * old_count)
+            for i in range(old_count):
+                if old[i].item != TB_UNKNOWN:
+                    tb_cell_set(self.slots, self.slot_mask, old[i].item, old[i].count)
         free(old)
         return 0
 
+    cdef int _grow_dense(self, uint32_t end) except -1:
+        cdef size_t count = max(<size_t>end, 2 * <size_t>self.dense_count)
+        self.dense = <double*>_grown(self.dense, self.dense_count * sizeof(double), count * sizeof(double))
+        self.dense_count = count
+        return 0
+
     def __len__(self):
-        return self.used
+        return len(self.entries()[0])
 
     def set_counts(self, const uint32_t[::1] items not None, const double[::1] counts not None):
         """Set the counts of items; both arrays have one entry per item."""
@@ -159,33 +180,52 @@ cdef class CellTable:
         if items.shape[0] != counts.shape[0]:
             raise ValueError(f"expected as many counts as items = {items.shape[0]}, got {counts.shape[0]}")
         for i in range(items.shape[0]):
-            if items[i] == TB_UNKNOWN:
-                raise ValueError(f"expected item numbers below {UNKNOWN_ITEM}, got it at {i}")
-            if 2 * (self.used + 1) > self.slot_mask + 1:
+            if items[i] >= ITEM_NUMBERS_MAX:
+                raise ValueError(f"expected item numbers below {ITEM_NUMBERS_MAX}, got {items[i]} at {i}")
+        for i in range(items.shape[0]):
+            self.end = max(self.end, items[i] + 1)
+            if self.dense == NULL and 2 * (self.used + 1) > self.slot_mask + 1:
                 self._double()
-            self.used += tb_cell_set(self.slots, self.slot_mask, items[i], counts[i])
+            if self.dense == NULL:
+                self.used += tb_cell_set(self.slots, self.slot_mask, items[i], counts[i])
+            else:
+                if items[i] >= self.dense_count:
+                    self._grow_dense(items[i] + 1)
+                self.dense[items[i]] = counts[i]
+
+    cdef tb_level level(self, double total, double strength):
+        cdef tb_level level
+        level.slots, level.slot_mask = self.slots, self.slot_mask
+        level.dense, level.dense_count = self.dense, self.dense_count
+        level.total, level.strength = total, strength
+        return level
 
     def counts(self, const uint32_t[::1] items not None):
         """Return the counts of items as float64, 0 where there is none."""
         out = np.empty(items.shape[0], np.float64)
         cdef double[::1] counts = out
+        cdef tb_level level = self.level(0.0, 0.0)
         cdef Py_ssize_t i
         for i in range(items.shape[0]):
-            counts[i] = tb_cell_get(self.slots, self.slot_mask, items[i])
+            counts[i] = tb_level_count(&level, items[i])
         return out
 
     def entries(self):
-        """Return (items uint32, counts float64) sorted by item number."""
+        """Return (items uint32, counts float64) of what is not zero, sorted by item number."""
+        cdef size_t i, n = 0
+        if self.dense != NULL:
+            dense = np.asarray(<double[:self.dense_count]>self.dense)
+            found = np.flatnonzero(dense)
+            return found.astype(np.uint32), dense[found]
         items_out, counts_out = np.empty(self.used, np.uint32), np.empty(self.used, np.float64)
         cdef uint32_t[::1] items = items_out
         cdef double[::1] counts = counts_out
-        cdef size_t i, n = 0
         for i in range(self.slot_mask + 1):
-            if self.slots[i].item != TB_UNKNOWN:
+            if self.slots[i].item != TB_UNKNOWN and self.slots[i].count != 0.0:
                 items[n] = self.slots[i].item
                 counts[n] = self.slots[i].count
                 n += 1
-        order = np.argsort(items_out)
+        order = np.argsort(items_out[:n])
         return items_out[order], counts_out[order]
 
 
@@ -380,12 +420,13 @@ cdef class ItemTable:
              const uint8_t[::1] allowed=None, const uint32_t[::1] excluded=None, double scale=1.0, double total=0.0,
              double uniform_strength=1.0, tuple levels=(), const float[::1] together=None, const uint32_t[::1] touched=None,
              double together_support=0.0, double together_strength=1.0, double together_exponent=0.0,
-             tuple affinities=(), const float[::1] vector=None):
+             tuple affinities=(), const float[::1] vector=None, bint vector_log=False):
         """Return (winners, candidate_count, excluded_count, eligible_count), winners best first.
 
         `candidates` are item numbers, unknown ones passed over, repeats counted once; None stands for every item. `levels`
         are (CellTable, total, strength) coarse to fine; `affinities` (attribute index, keys uint64, lifts float64, other
-        lift). `together` are co-occurrence scores per item, zero but for the `touched` items. A winner is (item, score, base, in_context, together_share, affinity_lift, affinity_index, vector_lift).
+        lift). `together` are co-occurrence scores per item, zero but for the `touched` items. With `vector_log`
+        the vector's values enter as sign(x) ln(1 + |x|). A winner is (item, score, base, in_context, together_share, affinity_lift, affinity_index, vector_lift).
         """
         cdef tb_evidence evidence
         cdef tb_level level_array[TB_LEVELS_MAX]
@@ -416,8 +457,8 @@ cdef class ItemTable:
         evidence.uniform_strength = uniform_strength
         evidence.uniform = 1.0 / max(<uint32_t>1, self.live_count)
         for i in range(<size_t>len(levels)):
-            cell, level_array[i].total, level_array[i].strength = levels[i]
-            level_array[i].slots, level_array[i].slot_mask = cell.slots, cell.slot_mask
+            cell, cell_total, cell_strength = levels[i]
+            level_array[i] = cell.level(cell_total, cell_strength)
         views = []
         for i in range(<size_t>len(affinities)):
             attribute, keys, lifts, affinity_array[i].other_lift = affinities[i]
@@ -441,7 +482,8 @@ cdef class ItemTable:
         if vector is not None:
             padded = np.zeros(self.width, np.float32)
             padded_view = padded
-            memcpy(&padded_view[0], &vector[0], self.dimension * 4)
+            for i in range(<size_t>self.dimension):
+                padded_view[i] = <float>tb_signed_log1p(vector[i]) if vector_log else vector[i]
             evidence.vector = &padded_view[0]
         self.generation += 1
         if self.generation == 0:  # the counter came round: forget the old marks
