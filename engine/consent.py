@@ -91,6 +91,13 @@ class ConsentChoice(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     notice: str = ""
 
 
+def permitted(granted: int, denied: int, restricted: int, jurisdiction: Jurisdiction) -> int:
+    """Return the bits that three standing masks allow to be used."""
+    if jurisdiction is Jurisdiction.OPT_OUT:
+        granted = ALL_BITS
+    return granted & ~denied & ~restricted & ALL_BITS
+
+
 class ConsentMasks(msgspec.Struct, frozen=True, array_like=True):
     """The standing masks of a fragment or a person."""
 
@@ -110,8 +117,7 @@ class ConsentMasks(msgspec.Struct, frozen=True, array_like=True):
 
     def permits(self, jurisdiction: Jurisdiction) -> int:
         """Return the bits that may be used."""
-        unknown_granted = ALL_BITS if jurisdiction is Jurisdiction.OPT_OUT else 0
-        return (self.granted | unknown_granted) & ~self.denied & ~self.restricted & ALL_BITS
+        return permitted(self.granted, self.denied, self.restricted, jurisdiction)
 
     def stricter(self, other: ConsentMasks) -> ConsentMasks:
         """Return the masks of a person who is both: a bit either side denies is denied."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import lmdb
 import numpy as np
@@ -13,20 +13,19 @@ import numpy.typing as npt
 from tailorbird.engine.applier import LIST_KINDS, product_lines
 from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.configuration import Placement
-from tailorbird.engine.consent import ConsentMasks, DataType, Purpose, bit
+from tailorbird.engine.consent import ConsentMasks, DataType, Purpose, bit, permitted
 from tailorbird.engine.dayparts import DAYPART, with_daypart
 from tailorbird.engine.errors import CallerError, NotFound, PreconditionFailed, Unavailable
-from tailorbird.engine.evidence import Evidence
-from tailorbird.engine.features import ValueKind, slot_values
+from tailorbird.engine.evidence import Chain, Evidence
+from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, ReasonDetail, Tier
 from tailorbird.engine.signals import Signal
 from tailorbird.engine.state import read_record, split_person_row
-from tailorbird.engine.statistics import Cell
-from tailorbird.engine.store import Store, scan
+from tailorbird.engine.store import Store
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import ItemList
-from tailorbird.native import exp2 as native_exp2
+from tailorbird.native import history as native_history
 from tailorbird.native import neighbours as native_neighbours
 from tailorbird.native.record import FRESH, MASKED, Record, RecordView
 from tailorbird.native.scoring import UNKNOWN_ITEM
@@ -35,14 +34,25 @@ WHOLE_CATALOGUE_MAX = 20_000
 RECENT_ITEMS_MAX = 256
 AFFINITY_STRENGTH = 5.0
 NOTABLE = 1.1  # a lift or share ratio from which it is named as a reason
-LN_2 = 0.6931471805599453
+AFFINITY_VALUES = 4  # of a person's values, those that bring candidates
 LIST_CONSENT = {
     ItemList.BOUGHT: bit(DataType.TRANSACTIONAL, Purpose.PERSONALISE),
     ItemList.SHOWN: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
     ItemList.SERVED: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
 }
 SERVED_CONSENT = bit(DataType.BEHAVIOURAL, Purpose.COLLECT)
+POPULAR = (ReasonDetail(Reason.POPULAR),)
+NEW = (ReasonDetail(Reason.NEW),)
+MODEL = (ReasonDetail(Reason.MODEL),)
+LIST_PREFIXES = {kind: bytes([number]) for kind, number in LIST_KINDS.items()}
+pack_entry = struct.Struct("<II").pack
 _NO_ITEMS = np.zeros(0, np.uint32)
+_NO_WEIGHTS = np.zeros(0, np.float32)
+
+# Items with the times (ms) they were met at, and what an attribute says: its index, the person's values, their lifts, any other's.
+Mentions = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
+Affinity = tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]
+Winner = tuple[int, float, float, float, float, float, int, float]
 
 
 @dataclass(slots=True)
@@ -69,6 +79,21 @@ class Placed:
     recent: tuple[int, ...]
     exclude_recent: tuple[int, ...]
     affinity: tuple[tuple[int, int], ...]
+    feature_count: int
+
+
+@dataclass(slots=True)
+class Known:
+    """What speaks for a person in one decision."""
+
+    recent: npt.NDArray[np.uint32] = field(default_factory=lambda: _NO_ITEMS)
+    weights: npt.NDArray[np.float32] = field(default_factory=lambda: _NO_WEIGHTS)
+    excluded: npt.NDArray[np.uint32] | None = None
+    affinities: tuple[Affinity, ...] = ()
+    vector: npt.NDArray[np.float32] | None = None
+    fresh_count: int = 0
+    masked_count: int = 0
+    speaks: bool = False
 
 
 class Decider:
@@ -131,56 +156,23 @@ class Decider:
             raise CallerError("BAD_K", f"expected k from 1 to limits.k_max = {limits.k_max}, got {k}")
         degraded: list[str] = []
         person = self._person(txn, request, degraded)
-        given = self._fold_events(txn, person, request.events, compiled, at)
+        given = self._fold_events(txn, person, request.events, compiled, at) if request.events else _NO_ITEMS
         context = request.context
-        statistics = evidence.statistics
-        if any(DAYPART in names for names in statistics.levels):
+        if DAYPART in compiled.count_dimensions:
             context = with_daypart(context, at, compiled.configuration.zone)
-
+        chain = evidence.chain(context)
         items = evidence.catalogue.items
-        recent, recent_weights = _NO_ITEMS, np.zeros(0, np.float32)
-        excluded = [given] if len(given) and placed.windows else []
-        affinities: list[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]] = []
-        vector: npt.NDArray[np.float32] | None = None
-        fresh = masked = 0
-        if person.view is not None:
-            view, permitted = person.view, person.permitted
-            for index in placed.features:
-                status = view.status(index, at, permitted)
-                fresh += status == FRESH
-                masked += status == MASKED
-            lists = self._lists(txn, person, placed, at)
-            excluded += [entries for entries, _ in lists.values()]
-            for index in placed.exclude_recent:
-                n = view.recent(index, at, permitted, self._items, self._times)
-                excluded.append(self._items[:n].copy())
-            recent, recent_weights = self._recent(view, placed, lists, at, permitted)
-            affinities = self._affinities(view, placed, at, permitted)
-            if placed.vector is not None:
-                vector = np.empty(len(placed.vector), np.float32)
-                status_array = np.empty(len(placed.vector), np.uint8)
-                view.read_vector(placed.vector, at, permitted, vector, status_array)
-                fresh += int(np.count_nonzero(status_array == FRESH))
-                masked += int(np.count_nonzero(status_array == MASKED))
-                if placed.vector_log:
-                    vector = _log1p(vector)
-        if len(given) and placement.rank.recent:
-            recent = np.concatenate([given, recent])
-            recent_weights = np.concatenate([np.ones(len(given), np.float32), recent_weights])
+        known = self._known(txn, person, placed, given, at)
 
-        # Counts fade against the newest event, not the clock: where nothing more arrived, nothing more is known.
-        scale = statistics.scale(evidence.head.latest_event_time) if statistics.landmark else 1.0
-        chain = statistics.chain(context)
-        levels = tuple((cell.table, cell.total * scale, statistics.strength(cell)) for cell in chain)
         together: npt.NDArray[np.float32] | None = None
         touched, touched_count, support, exponent = evidence.touched, 0, 0.0, 0.0
         neighbours = evidence.neighbours
-        if neighbours is not None and len(recent):
+        if neighbours is not None and len(known.recent):
             together, parameters = evidence.scratch, neighbours.parameters
             touched_count = native_neighbours.accumulate(
-                neighbours.indptr, neighbours.items, neighbours.weights, recent, recent_weights, together, touched
+                neighbours.indptr, neighbours.items, neighbours.weights, known.recent, known.weights, together, touched
             )
-            support = parameters.support_per_item * float(recent_weights.sum())
+            support = parameters.support_per_item * float(known.weights.sum())
             exponent = parameters.popularity_exponent
         try:
             unknown = 0
@@ -188,12 +180,11 @@ class Decider:
             if request.candidates:
                 candidates, unknown = items.lookup(request.candidates)
             else:
-                candidates = self._retrieve(placed, touched_count, affinities, chain)
-            exclusions = np.concatenate(excluded) if excluded else None
+                candidates = self._retrieve(placed, touched_count, known.affinities, chain)
 
             def rank(
                 chosen: npt.NDArray[np.uint32] | None, wanted: int, refused: npt.NDArray[np.uint32] | None
-            ) -> Any:
+            ) -> tuple[list[Winner], int, int, int]:
                 return items.rank(
                     chosen,
                     wanted,
@@ -201,33 +192,26 @@ class Decider:
                     require_stock=placement.require_stock,
                     allowed=evidence.catalogue.allowed(placement.name),
                     excluded=refused,
-                    scale=scale,
-                    total=statistics.everything.total * scale,
-                    uniform_strength=statistics.strength(statistics.everything),
-                    levels=levels,
+                    scale=evidence.scale,
+                    total=evidence.over_all.total,
+                    uniform_strength=evidence.over_all.strength,
+                    levels=chain.levels,
                     together=together,
                     touched=touched[:touched_count],
                     together_support=support,
                     together_exponent=exponent,
-                    affinities=tuple(affinities),
-                    vector=vector,
+                    affinities=known.affinities,
+                    vector=known.vector,
+                    vector_log=placed.vector_log,
                 )
 
-            winners, candidate_count, excluded_count, _ = rank(candidates, k, exclusions)
+            winners, candidate_count, excluded_count, _ = rank(candidates, k, known.excluded)
             if len(winners) < k and placement.fallback and not request.candidates:
                 present = np.array([winner[0] for winner in winners], np.uint32)
-                refused = present if exclusions is None else np.concatenate([exclusions, present])
+                refused = present if known.excluded is None else np.concatenate([known.excluded, present])
                 winners += rank(items.lookup(placement.fallback)[0], k - len(winners), refused)[0]
-            has_person = bool(len(recent) or affinities or (vector is not None and fresh))
-            decided = tuple(
-                DecidedItem(
-                    items.id(winner[0]),
-                    winner[1],
-                    1.0,
-                    self._reasons(txn, winner, placed, chain, together is not None, recent, recent_weights),
-                )
-                for winner in winners
-            )
+            explain = self._explainer(txn, placed, chain, known, together is not None)
+            decided = tuple([DecidedItem(items.id(winner[0]), winner[1], 1.0, explain(winner)) for winner in winners])
         finally:
             if touched_count:
                 native_neighbours.clear(evidence.scratch, touched, touched_count)
@@ -237,15 +221,22 @@ class Decider:
             degraded.append("NOTHING_ELIGIBLE")
         if unknown:
             degraded.append("UNKNOWN_CANDIDATES")
-        feature_count = len(placed.features) + (len(placed.vector) if placed.vector is not None else 0)
+        if not winners:
+            tier = Tier.EMPTY
+        elif known.speaks:
+            tier = Tier.PERSON
+        elif chain.has_evidence:
+            tier = Tier.CONTEXT
+        else:
+            tier = Tier.POPULAR if evidence.over_all.total > 0.0 else Tier.CATALOGUE
         decision = Decision(
             decision_id=self._decision_id(request, at),
             placement=placement.name,
             items=decided,
-            tier=self._tier(bool(winners), has_person, chain),
-            completeness=fresh / feature_count if feature_count else 0.0,
+            tier=tier,
+            completeness=known.fresh_count / placed.feature_count if placed.feature_count else 0.0,
             profile_age_ms=max(0, at - person.last_seen) if person.last_seen else -1,
-            masked_count=masked,
+            masked_count=known.masked_count,
             excluded_count=excluded_count,
             candidate_count=candidate_count,
             unknown_candidate_count=unknown,
@@ -256,7 +247,7 @@ class Decider:
             degraded=tuple(degraded),
         )
         served_key = person.served_key if placement.record_served and person.permitted & SERVED_CONSENT else b""
-        return decision, served_key, tuple(winner[0] for winner in winners)
+        return decision, served_key, tuple([winner[0] for winner in winners])
 
     def read_features(
         self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], at: int
@@ -272,10 +263,10 @@ class Decider:
                 if data is not None:
                     self._load(split_person_row(data)[0])
                     view = self._view
-                    masks = ConsentMasks(view.granted, view.denied, view.restricted, view.explicit)
                     out, statuses = np.empty(len(features), np.float32), np.empty(len(features), np.uint8)
-                    permitted = masks.permits(self.evidence.layouts.current.configuration.jurisdiction)
-                    view.read_vector(features, at, permitted, out, statuses)
+                    jurisdiction = self.evidence.layouts.current.configuration.jurisdiction
+                    allowed = permitted(view.granted, view.denied, view.restricted, jurisdiction)
+                    view.read_vector(features, at, allowed, out, statuses)
                     return out
             return None
         finally:
@@ -298,7 +289,8 @@ class Decider:
                 if error.reason == "UNKNOWN_NAMESPACE":
                     raise
                 degraded.append(error.reason)
-        anchors.sort(key=lambda anchor: (self.hasher.namespaces[anchor.namespace].priority, anchor.key))
+        if len(anchors) > 1:
+            anchors.sort(key=lambda anchor: (self.hasher.namespaces[anchor.namespace].priority, anchor.key))
         found: Person | None = None
         for anchor in anchors:
             row = txn.get(anchor.key, db=tables["identifiers"])
@@ -314,9 +306,10 @@ class Decider:
                 packed, fragments = split_person_row(data)
                 self._load(packed)
                 view = self._view
-                masks = ConsentMasks(view.granted, view.denied, view.restricted, view.explicit)
-                permitted = masks.permits(evidence.layouts.current.configuration.jurisdiction)
-                found = Person(view, permitted, person_id, fragments, anchor.key, view.last_seen)
+                allowed = permitted(
+                    view.granted, view.denied, view.restricted, evidence.layouts.current.configuration.jurisdiction
+                )
+                found = Person(view, allowed, person_id, fragments, anchor.key, view.last_seen)
             else:  # Another person's devices still must not be shown the same again.
                 found.fragments += split_person_row(data)[1]
         if found is None:
@@ -343,8 +336,6 @@ class Decider:
 
         Events of the request are used under the person's own permissions and, for a stranger, under what each event brings.
         """
-        if not events:
-            return _NO_ITEMS
         assert self.evidence.layouts is not None
         layout = compiled.features.layout
         jurisdiction = compiled.configuration.jurisdiction
@@ -364,8 +355,8 @@ class Decider:
                 raise CallerError("UNKNOWN_SIGNAL_TYPE", f"expected a declared signal type, got {event.type!r} in events[{number}]")
             if event.consent is not None:
                 masks = masks.after(event.consent)
-            permitted = masks.permits(jurisdiction)
-            if not permitted & plan.profile:
+            allowed = masks.permits(jurisdiction)
+            if not allowed & plan.profile:
                 continue
             lines = [line for line in product_lines(event.properties) if isinstance(line.get("product_id"), str)]
             mentioned.update((line["product_id"], None) for line in lines)
@@ -379,7 +370,7 @@ class Decider:
                 lambda item_id, name: None,
             )
             try:
-                record.update(plan.update.program, event.event_time or at, number, slots, permitted)
+                record.update(plan.update.program, event.event_time or at, number, slots, allowed)
             except (TypeError, OverflowError, ValueError) as error:
                 raise CallerError("WRONG_TYPE", f"expected properties of the declared kinds in events[{number}], got: {error}") from None
             record.last_seen = max(record.last_seen, event.event_time or at)
@@ -392,71 +383,83 @@ class Decider:
 
     # ---- what is known of them -------------------------------------------------------------------------------------
 
+    def _known(
+        self, txn: lmdb.Transaction[memoryview], person: Person, placed: Placed, given: npt.NDArray[np.uint32], at: int
+    ) -> Known:
+        """Return what the profile, the lists and the events of the request say, as far as consent lets them."""
+        known = Known()
+        if person.view is None:
+            return known
+        view, allowed = person.view, person.permitted
+        for index in placed.features:
+            status = view.status(index, at, allowed)
+            known.fresh_count += status == FRESH
+            known.masked_count += status == MASKED
+        excluded: list[npt.NDArray[np.uint32]] = [given] if len(given) and placed.windows else []
+        mentions: list[Mentions] = [(given, np.full(len(given), at))] if len(given) and placed.recent else []
+        neighbours = self.evidence.neighbours
+        for kind, entries in self._lists(txn, person, placed, at):
+            excluded.append(entries[0])
+            if kind is ItemList.BOUGHT and placed.declaration.rank.bought:
+                mentions.append(entries)
+        for index in placed.exclude_recent:
+            excluded.append(self._recent(view, index, at, allowed)[0])
+        if neighbours is not None:
+            mentions += [self._recent(view, index, at, allowed) for index in placed.recent]
+            if mentions:
+                known.recent, known.weights = native_history.distinct_newest(
+                    mentions, RECENT_ITEMS_MAX, neighbours.parameters.recency_half_life_ms
+                )
+        if excluded:
+            known.excluded = excluded[0] if len(excluded) == 1 else np.concatenate(excluded)
+        if placed.affinity:
+            known.affinities = tuple(self._affinities(view, placed, at, allowed))
+        if placed.vector is not None:
+            known.vector = np.empty(len(placed.vector), np.float32)
+            statuses = np.empty(len(placed.vector), np.uint8)
+            view.read_vector(placed.vector, at, allowed, known.vector, statuses)
+            counted = statuses.tobytes()
+            fresh = counted.count(FRESH)
+            known.masked_count += counted.count(MASKED)
+            known.fresh_count += fresh
+            if not fresh:
+                known.vector = None
+        known.speaks = bool(len(known.recent) or known.affinities or known.vector is not None)
+        return known
+
+    def _recent(self, view: RecordView, index: int, at: int, allowed: int) -> Mentions:
+        n = view.recent(index, at, allowed, self._items, self._times)
+        return self._items[:n].copy(), self._times[:n].copy()
+
     def _lists(
         self, txn: lmdb.Transaction[memoryview], person: Person, placed: Placed, at: int
-    ) -> dict[ItemList, tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]]:
-        """Return (items, times in s) per list the placement excludes, within its window, over all the person's devices."""
-        found = {}
-        table = self.store.tables["lists"]
+    ) -> list[tuple[ItemList, Mentions]]:
+        """Return the entries per list the placement excludes, within its window, over all the person's devices."""
+        found: list[tuple[ItemList, Mentions]] = []
+        cursor = txn.cursor(db=self.store.tables["lists"])
         for kind, window in placed.windows.items():
             if not person.permitted & LIST_CONSENT[kind] or window == 0:
                 continue
-            since = max(0, (at - window) // 1000)
-            chunks = []
+            chunks: list[bytes] = []
             for fragment in person.fragments:
-                prefix = fragment + bytes([LIST_KINDS[kind]])
-                for _, chunk in scan(txn, table, prefix):
-                    chunks.append(np.frombuffer(chunk, "<u4")[2:].reshape(-1, 2))
+                prefix = fragment + LIST_PREFIXES[kind]
+                more = cursor.set_range(prefix)
+                while more and bytes(cursor.key()[:17]) == prefix:
+                    chunks.append(bytes(cursor.value()))
+                    more = cursor.next()
                 if kind is ItemList.SERVED:
                     for time, numbers in self.recently_served(fragment, at):
-                        chunks.append(np.array([(number, time // 1000) for number in numbers], np.uint32).reshape(-1, 2))
-            if not chunks:
-                continue
-            entries = np.concatenate(chunks)
-            entries = entries[entries[:, 1] >= since]
-            found[kind] = np.ascontiguousarray(entries[:, 0]), entries[:, 1]
+                        entries = b"".join([pack_entry(number, time // 1000) for number in numbers])
+                        chunks.append(bytes(native_history.CHUNK_HEADER_BYTES) + entries)
+            if chunks:
+                found.append((kind, native_history.read_chunks(chunks, max(0, (at - window) // 1000))))
         return found
-
-    def _recent(
-        self,
-        view: RecordView,
-        placed: Placed,
-        lists: dict[ItemList, tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]],
-        at: int,
-        permitted: int,
-    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]:
-        """Return the distinct items the person had to do with, newest first, weighted by recency."""
-        neighbours = self.evidence.neighbours
-        if neighbours is None:
-            return _NO_ITEMS, np.zeros(0, np.float32)
-        parts, times = [], []
-        for index in placed.recent:
-            n = view.recent(index, at, permitted, self._items, self._times)
-            parts.append(self._items[:n].copy())
-            times.append(self._times[:n].copy())
-        if placed.declaration.rank.bought and ItemList.BOUGHT in lists:
-            bought, seconds = lists[ItemList.BOUGHT]
-            parts.append(bought)
-            times.append(seconds.astype(np.int64) * 1000)
-        if not parts:
-            return _NO_ITEMS, np.zeros(0, np.float32)
-        items, when = np.concatenate(parts), np.concatenate(times)
-        order = np.lexsort((items, -when))
-        items, when = items[order], when[order]
-        _, first = np.unique(items, return_index=True)
-        first = np.sort(first)[:RECENT_ITEMS_MAX]
-        items, when = items[first], when[first]
-        if not len(items):
-            return _NO_ITEMS, np.zeros(0, np.float32)
-        weights = np.empty(len(items), np.float64)
-        native_exp2.exp2((when - when[0]) / neighbours.parameters.recency_half_life_ms, weights)
-        return np.ascontiguousarray(items), weights.astype(np.float32)
 
     def _affinities(
         self, view: RecordView, placed: Placed, at: int, permitted: int
-    ) -> list[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]]:
+    ) -> list[Affinity]:
         """Return, per attribute, P(value | person) / P(value): the person's weights with the shop's shares as the prior."""
-        found = []
+        found: list[Affinity] = []
         for attribute, feature in placed.affinity:
             n = view.top(feature, at, permitted, self._keys, self._weights)
             if not n:
@@ -472,22 +475,15 @@ class Decider:
     # ---- candidates ----------------------------------------------------------------------------------------------
 
     def _retrieve(
-        self,
-        placed: Placed,
-        touched_count: int,
-        affinities: list[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]],
-        chain: list[Cell],
+        self, placed: Placed, touched_count: int, affinities: tuple[Affinity, ...], chain: Chain
     ) -> npt.NDArray[np.uint32] | None:
         """Return the placement's own candidates, None for the whole catalogue."""
         evidence, quota = self.evidence, placed.declaration.retrieve
         count = evidence.catalogue.items.count
         if count <= WHOLE_CATALOGUE_MAX and (quota.whole_catalogue or count <= quota.popular):
             return None
-        parts = [evidence.popular(quota.popular), evidence.newest(quota.new)]
-        for cell in chain:
-            cell_items, counts = cell.table.entries()
-            best = np.lexsort((cell_items, -counts))[: quota.popular]
-            parts.append(np.ascontiguousarray(cell_items[best]))
+        parts = [evidence.newest(quota.new), evidence.popular(evidence.statistics.everything)[: quota.popular]]
+        parts += [evidence.popular(cell)[: quota.popular] for cell in chain.cells]
         if touched_count and quota.cooccurrence:
             chosen, scores = np.empty(quota.cooccurrence, np.uint32), np.empty(quota.cooccurrence, np.float32)
             n = native_neighbours.top(
@@ -495,58 +491,53 @@ class Decider:
             )
             parts.append(chosen[:n])
         for attribute, keys, lifts, _ in affinities:
-            best = np.argsort(-lifts, kind="stable")[:4]
-            each = quota.affinity // max(1, len(best) * len(affinities))
-            parts += [evidence.posting(attribute, int(keys[i]), each) for i in best]
+            best = np.argsort(-lifts, kind="stable")[:AFFINITY_VALUES]
+            each = quota.affinity // (len(best) * len(affinities))
+            parts += [evidence.posting(attribute, int(keys[i]))[:each] for i in best]
         return np.concatenate(parts)
 
     # ---- the answer ----------------------------------------------------------------------------------------------
 
-    def _reasons(
-        self,
-        txn: lmdb.Transaction[memoryview],
-        winner: tuple[int, float, float, float, float, float, int, float],
-        placed: Placed,
-        chain: list[Cell],
-        has_together: bool,
-        recent: npt.NDArray[np.uint32],
-        recent_weights: npt.NDArray[np.float32],
-    ) -> tuple[ReasonDetail, ...]:
-        """Return why an item stands where it stands, the strongest first."""
-        item, _, base, in_context, together_share, affinity_lift, affinity_index, vector_lift = winner
-        found: list[tuple[float, ReasonDetail]] = []
-        if has_together and together_share > 1.0 - 1.0 / NOTABLE:
-            neighbours = self.evidence.neighbours
-            assert neighbours is not None
-            source = native_neighbours.explain(
-                neighbours.indptr, neighbours.items, neighbours.weights, recent, recent_weights, item
-            )
-            detail = self.evidence.catalogue.items.id(int(recent[source])) if source >= 0 else ""
-            found.append((1.0 / max(1e-9, 1.0 - together_share), ReasonDetail(Reason.BOUGHT_TOGETHER, detail)))
-        if vector_lift > NOTABLE:
-            found.append((vector_lift, ReasonDetail(Reason.MODEL)))
-        if affinity_index >= 0 and affinity_lift > NOTABLE:
-            catalogue = self.evidence.catalogue
-            attribute = placed.affinity[affinity_index][0]
-            text = txn.get(catalogue.items.symbol(attribute, item).to_bytes(8, "big"), db=self.store.tables["symbols"])
-            value = bytes(text).decode() if text is not None else "?"
-            found.append((affinity_lift, ReasonDetail(Reason.AFFINITY, f"{catalogue.attributes[attribute]}={value}")))
-        if chain and in_context > NOTABLE * base:
-            found.append((in_context / base, ReasonDetail(Reason.POPULAR_IN_CONTEXT, chain[-1].label)))
-        if not found:
-            live = max(1, self.evidence.catalogue.items.live_count)
-            return (ReasonDetail(Reason.POPULAR if base * live > 1.0 else Reason.NEW),)
-        found.sort(key=lambda pair: -pair[0])
-        return tuple(reason for _, reason in found)
+    def _explainer(
+        self, txn: lmdb.Transaction[memoryview], placed: Placed, chain: Chain, known: Known, has_together: bool
+    ) -> Callable[[Winner], tuple[ReasonDetail, ...]]:
+        """Return what tells why an item stands where it stands, the strongest reason first."""
+        catalogue, neighbours = self.evidence.catalogue, self.evidence.neighbours
+        uniform = 1.0 / max(1, catalogue.items.live_count)
+        in_this_context = (ReasonDetail(Reason.POPULAR_IN_CONTEXT, chain.label),)
 
-    def _tier(self, has_items: bool, has_person: bool, chain: list[Cell]) -> Tier:
-        if not has_items:
-            return Tier.EMPTY
-        if has_person:
-            return Tier.PERSON
-        if any(cell.total > 0.0 for cell in chain):
-            return Tier.CONTEXT
-        return Tier.POPULAR if self.evidence.statistics.everything.total > 0.0 else Tier.CATALOGUE
+        def explain(winner: Winner) -> tuple[ReasonDetail, ...]:
+            item, _, base, in_context, together_share, affinity_lift, affinity_index, vector_lift = winner
+            strengths = [in_context / base, vector_lift, affinity_lift, 1.0 / (1.0 - min(together_share, 0.999999))]
+            notable = [strength > NOTABLE for strength in strengths]
+            if not any(notable):
+                return POPULAR if base > uniform else NEW
+            if sum(notable) == 1:
+                if notable[0]:
+                    return in_this_context
+                if notable[1]:
+                    return MODEL
+            found: list[tuple[float, ReasonDetail]] = []
+            if notable[0]:
+                found.append((strengths[0], in_this_context[0]))
+            if notable[1]:
+                found.append((strengths[1], MODEL[0]))
+            if notable[2] and affinity_index >= 0:
+                attribute = placed.affinity[affinity_index][0]
+                symbol = catalogue.items.symbol(attribute, item)
+                text = txn.get(symbol.to_bytes(8, "big"), db=self.store.tables["symbols"])
+                value = bytes(text).decode() if text is not None else "?"
+                found.append((strengths[2], ReasonDetail(Reason.AFFINITY, f"{catalogue.attributes[attribute]}={value}")))
+            if notable[3] and has_together and neighbours is not None:
+                source = native_neighbours.explain(
+                    neighbours.indptr, neighbours.items, neighbours.weights, known.recent, known.weights, item
+                )
+                detail = catalogue.items.id(int(known.recent[source])) if source >= 0 else ""
+                found.append((strengths[3], ReasonDetail(Reason.BOUGHT_TOGETHER, detail)))
+            found.sort(key=lambda pair: -pair[0])
+            return tuple([reason for _, reason in found])
+
+        return explain
 
     def _decision_id(self, request: DecideRequest, at: int) -> str:
         """Return an opaque id; the same request id gives the same one."""
@@ -574,22 +565,15 @@ def _placed(
     vector = placement.rank.vector
     affinity = tuple((attributes.index(name), index[feature]) for name, feature in placement.rank.affinity.items())
     recent = tuple(index[name] for name in placement.rank.recent)
+    features = tuple(dict.fromkeys([*recent, *(feature for _, feature in affinity)]))
     return Placed(
         placement,
         compiled.exclusion_windows_ms[placement.name],
         np.array([index[name] for name in vector.features], np.int32) if vector else None,
         vector is not None and vector.transform == "log1p",
-        tuple(dict.fromkeys([*recent, *(feature for _, feature in affinity)])),
+        features,
         recent,
         tuple(index[name] for name in placement.exclude_recent),
         affinity,
+        len(features) + (len(vector.features) if vector else 0),
     )
-
-
-def _log1p(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return sign(x) ln(1 + |x|), by the kernel whose bits are the same on every machine."""
-    logs = np.empty(len(values), np.float64)
-    native_exp2.log2(1.0 + np.abs(values.astype(np.float64)), logs)
-    return np.copysign(logs * LN_2, values).astype(np.float32)
-
-

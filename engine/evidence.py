@@ -1,9 +1,10 @@
-"""What a decider knows at one moment, read-only: configuration, catalogue, statistics and models of one read transaction."""
+"""What a decider knows at one moment, read-only: configuration, catalogue, statistics and models of one transaction."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
@@ -14,10 +15,37 @@ from tailorbird.engine.catalogue import Catalogue
 from tailorbird.engine.errors import Damaged, PreconditionFailed
 from tailorbird.engine.neighbours_file import Neighbours, open_neighbours
 from tailorbird.engine.state import CHANGES_KEPT, Layouts, read_layouts
-from tailorbird.engine.statistics import Change, Statistics
+from tailorbird.engine.statistics import Cell, Change, Statistics
 from tailorbird.engine.store import Head, Store, u64
+from tailorbird.engine.symbols import NO_SYMBOL
+from tailorbird.native.scoring import CellTable
 
 COOCCURRENCE = "cooccurrence"
+ORDER_MAX = 5_000
+CHAINS_KEPT = 1_024
+
+
+class Level(NamedTuple):
+    """Evidence of a level at the newest event, and how much its parent is worth."""
+
+    total: float
+    strength: float
+
+
+class Chain(NamedTuple):
+    """The context cells of one context: for the ranking, for its reasons, for its retrievers."""
+
+    levels: tuple[tuple[CellTable, float, float], ...]
+    label: str
+    has_evidence: bool
+    cells: tuple[Cell, ...]
+
+
+class Postings(NamedTuple):
+    """Live item numbers by attribute value, and the span of each value's symbol."""
+
+    order: npt.NDArray[np.uint32]
+    spans: dict[int, tuple[int, int]]
 
 
 class Evidence:
@@ -36,10 +64,13 @@ class Evidence:
         self._neighbours_name = ""
         self.scratch: npt.NDArray[np.float32] = np.zeros(0, np.float32)
         self.touched: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
-        self._popular: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
-        self._popular_of = (-1, -1)
-        self._shares: dict[int, tuple[tuple[int, int], dict[int, float]]] = {}
-        self._postings: dict[tuple[int, int], tuple[tuple[int, int], npt.NDArray[np.uint32]]] = {}
+        self.over_all = Level(0.0, 0.0)
+        self.scale = 1.0
+        self._orders_of = (-1, -1)
+        self._chains: dict[tuple[str, ...], Chain] = {}
+        self._popular: dict[int, npt.NDArray[np.uint32]] = {}
+        self._shares: dict[int, dict[int, float]] = {}
+        self._postings: dict[int, Postings] = {}
 
     def follow(self, txn: lmdb.Transaction[Any]) -> Head:
         """Bring everything to the moment of a read transaction and return its head."""
@@ -60,6 +91,11 @@ class Evidence:
         if len(self.scratch) < self.catalogue.items.count:
             size = max(1024, 2 * self.catalogue.items.count)
             self.scratch, self.touched = np.zeros(size, np.float32), np.zeros(size, np.uint32)
+        # Counts fade against the newest event, not the clock: where nothing more arrived, nothing more is known.
+        statistics = self.statistics
+        self.scale = statistics.scale(head.latest_event_time) if statistics.landmark else 1.0
+        self.over_all = Level(statistics.everything.total * self.scale, statistics.strength(statistics.everything))
+        self._chains.clear()
         self.head, self._raw_head = head, raw
         return head
 
@@ -78,6 +114,7 @@ class Evidence:
                     np.arange(self.catalogue.items.count, dtype=np.uint32), np.zeros(self.catalogue.items.count)
                 )
             self.catalogue.items.set_counts(items, counts)
+            self._orders_of = (-1, -1)
         else:
             follow_cells(self.store, txn, self.statistics, head)
             parts = []
@@ -108,50 +145,80 @@ class Evidence:
             self.neighbours = None
         self._neighbours_name = name
 
-    # ---- derived, rebuilt when what they come from changed ---------------------------------------------------------
+    # ---- derived from the counts -----------------------------------------------------------------------------------
+
+    def chain(self, context: Mapping[str, str]) -> Chain:
+        """Return the known context cells of a context, coarse to fine, as the ranking takes them."""
+        assert self.layouts is not None
+        key = tuple([context.get(name, "") for name in self.layouts.current.count_dimensions])
+        chain = self._chains.get(key)
+        if chain is None:
+            cells = self.statistics.chain(context)
+            chain = Chain(
+                tuple((cell.table, cell.total * self.scale, self.statistics.strength(cell)) for cell in cells),
+                cells[-1].label if cells else "",
+                any(cell.total > 0.0 for cell in cells),
+                tuple(cells),
+            )
+            if len(self._chains) >= CHAINS_KEPT:
+                self._chains.clear()
+            self._chains[key] = chain
+        return chain
+
+    # Orders by popularity only find candidates, whose scores are always computed afresh: they may be a little behind.
 
     @property
-    def _stamp(self) -> tuple[int, int]:
-        return self.catalogue.version, self._counts_followed
+    def _epoch(self) -> tuple[int, int]:
+        """How old orders may be: it changes with every 1 % of changed items, and with 256 rows of counts."""
+        return self.catalogue.followed // (1 + self.catalogue.items.count // 100), self._counts_followed // 256
 
-    def popular(self, count: int) -> npt.NDArray[np.uint32]:
-        """Return the most counted live items over all contexts, best first, ties by number."""
-        if self._popular_of != self._stamp:
-            counts = self.catalogue.items.counts()
-            counts[self.catalogue.items.live() == 0] = -1.0
-            wanted = min(len(counts), 5_000)
-            best = np.argpartition(-counts, wanted - 1)[:wanted] if wanted else np.zeros(0, np.int64)
-            self._popular = best[np.lexsort((best, -counts[best]))].astype(np.uint32)
-            self._popular_of = self._stamp
-        return self._popular[:count]
+    def _refresh_orders(self) -> None:
+        if self._orders_of != self._epoch:
+            self._orders_of = self._epoch
+            self._popular.clear()
+            self._shares.clear()
+            self._postings.clear()
+
+    def popular(self, cell: Cell) -> npt.NDArray[np.uint32]:
+        """Return the items most counted in a cell, best first, ties by number, at most `ORDER_MAX`."""
+        self._refresh_orders()
+        order = self._popular.get(id(cell))
+        if order is None:
+            items, counts = cell.table.entries()
+            if len(items) > ORDER_MAX:
+                best = np.argpartition(-counts, ORDER_MAX)[:ORDER_MAX]
+                items, counts = items[best], counts[best]
+            order = self._popular[id(cell)] = np.ascontiguousarray(items[np.lexsort((items, -counts))])
+        return order
 
     def attribute_shares(self, attribute: int) -> dict[int, float]:
-        """Return, per symbol of an attribute, its smoothed share of all counts."""
-        known = self._shares.get(attribute)
-        if known is None or known[0] != self._stamp:
-            counts = self.catalogue.items.counts() + 1e-3
-            symbols, positions = np.unique(self.catalogue.items.attribute(attribute), return_inverse=True)
-            live = self.catalogue.items.live().astype(np.float64)
-            # The counts are landmark-scaled; shares do not depend on the scale. One uniform event smooths them.
-            scale = self.statistics.scale(self.head.latest_event_time) if self.statistics.landmark else 1.0
-            sums = np.bincount(positions, weights=counts * scale * live + live / max(1.0, live.sum()))
-            shares = sums / max(1e-300, float(sums[symbols != 0].sum()))
-            known = (self._stamp, dict(zip(symbols.tolist(), shares.tolist(), strict=True)))
-            self._shares[attribute] = known
-        return known[1]
+        """Return, per symbol of an attribute, its share of all counts, smoothed by one event spread over all live items."""
+        self._refresh_orders()
+        shares = self._shares.get(attribute)
+        if shares is None:
+            items = self.catalogue.items
+            symbols, positions = np.unique(items.attribute(attribute), return_inverse=True)
+            live = items.live().astype(np.float64)
+            sums = np.bincount(positions, weights=(items.counts() * self.scale + 1.0 / max(1, items.live_count)) * live)
+            known = max(1e-300, float(sums[symbols != NO_SYMBOL].sum()))
+            shares = self._shares[attribute] = dict(zip(symbols.tolist(), (sums / known).tolist(), strict=True))
+        return shares
 
-    def posting(self, attribute: int, symbol: int, count: int) -> npt.NDArray[np.uint32]:
-        """Return the most counted live items with one attribute value, best first."""
-        known = self._postings.get((attribute, symbol))
-        if known is None or known[0] != self._stamp:
-            if len(self._postings) > 10_000:
-                self._postings.clear()
-            found = np.flatnonzero((self.catalogue.items.attribute(attribute) == symbol) & (self.catalogue.items.live() != 0))
-            counts = self.catalogue.items.counts()[found]
-            ordered = found[np.lexsort((found, -counts))][:1_000].astype(np.uint32)
-            known = (self._stamp, ordered)
-            self._postings[attribute, symbol] = known
-        return known[1][:count]
+    def posting(self, attribute: int, symbol: int) -> npt.NDArray[np.uint32]:
+        """Return the live items with one attribute value, most counted first."""
+        self._refresh_orders()
+        postings = self._postings.get(attribute)
+        if postings is None:
+            items = self.catalogue.items
+            symbols = items.attribute(attribute)
+            order = np.lexsort((np.arange(items.count), -items.counts(), symbols))
+            order = order[items.live()[order] != 0].astype(np.uint32)
+            values, starts = np.unique(symbols[order], return_index=True)
+            ends = [*starts[1:].tolist(), len(order)]
+            spans = dict(zip(values.tolist(), zip(starts.tolist(), ends, strict=True), strict=True))
+            postings = self._postings[attribute] = Postings(order, spans)
+        start, end = postings.spans.get(symbol, (0, 0))
+        return postings.order[start:end]
 
     def newest(self, count: int) -> npt.NDArray[np.uint32]:
         """Return the items mentioned last, newest first."""
