@@ -12,7 +12,7 @@ from typing import Any
 
 from tailorbird.engine.applier import LINK_BIT, Applier
 from tailorbird.engine.compiled import SignalPlan
-from tailorbird.engine.consent import ConsentChoice, ConsentMasks, DataType, Purpose, bit
+from tailorbird.engine.consent import ALL_BITS, Basis, ConsentChoice, ConsentMasks, DataType, Purpose, bit
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.facts import Anchor, ConsentFact, SignalFact
 from tailorbird.engine.identifiers import IdentifierHasher
@@ -30,6 +30,8 @@ EXPECTED = {
     Kind.PRODUCTS: "a list of product lines",
 }
 ITEM_ID_BYTES_MAX = 1_024
+NAME_BYTES_MAX = 256
+SOURCE_BYTES_MAX = 256
 
 
 class Rejected(CallerError):
@@ -103,6 +105,11 @@ class Admission:
 
     def _anchors(self, identifiers: Mapping[str, str]) -> tuple[Anchor, ...]:
         """Return the usable identifiers, best first. A placeholder beside a real one is passed over, alone it is refused."""
+        if not isinstance(identifiers, Mapping):
+            raise Rejected("WRONG_TYPE", f"expected identifiers as a mapping of namespaces to values, got {_shown(identifiers)}")
+        for name, value in identifiers.items():
+            if type(name) is not str or type(value) is not str:
+                raise Rejected("WRONG_TYPE", f"expected a string in identifier {_shown(name)}, got {type(value).__name__}")
         try:
             return self.hasher.anchors(identifiers)
         except CallerError as error:
@@ -144,6 +151,7 @@ class Admission:
         """Return the choice to record before the signal: its own when it changes anything, else what an import rests on."""
         standing = masks or ConsentMasks()
         if signal.consent is not None:
+            _check_choice(signal.consent)
             return signal.consent if standing.after(signal.consent) != standing else None
         if import_consent is not None:
             unknown = ~(standing.granted | standing.denied | standing.restricted)
@@ -159,11 +167,11 @@ class Admission:
 
     def _plan(self, signal: Signal) -> SignalPlan:
         plans = self.state.compiled.plans
-        plan = plans.get(signal.type)
+        plan = plans.get(signal.type) if isinstance(signal.type, str) else None
         if plan is None:
             import difflib
 
-            near = difflib.get_close_matches(str(signal.type), plans, n=1)
+            near = difflib.get_close_matches(str(signal.type)[:64], plans, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; declare it under `signals:`"
             raise Rejected("UNKNOWN_SIGNAL_TYPE", f"expected a declared signal type, got {_shown(signal.type)}{hint}")
         return plan
@@ -181,9 +189,20 @@ class Admission:
         return min(time, append_time + compiled.event_ahead_max_ms)
 
     def _message_key(self, signal: Signal) -> bytes:
-        if signal.source_offset >= 0:
-            if not signal.source:
+        source, offset = signal.source, signal.source_offset
+        if type(source) is not str or type(offset) is not int or type(signal.message_id) is not str:
+            raise Rejected(
+                "WRONG_TYPE",
+                "expected source and message_id as strings and source_offset as an integer, got "
+                f"{_shown(source)}, {_shown(signal.message_id)} and {_shown(offset)}",
+            )
+        if offset >= 0:
+            if not source:
                 raise Rejected("MISSING_SOURCE", "expected the name of the source that source_offset counts in, got ''")
+            if offset >= 2**63:
+                raise Rejected("WRONG_TYPE", f"expected source_offset below 2**63, got {offset:.3g}")
+            if len(source) > SOURCE_BYTES_MAX or self._check_text("source", source) > SOURCE_BYTES_MAX:
+                raise Rejected("FIELD_TOO_LARGE", f"expected source of at most {SOURCE_BYTES_MAX} bytes, got more")
             return b""
         if not signal.message_id:
             raise Rejected("MISSING_MESSAGE_ID", "expected a message_id, by which a retry is recognised; got ''")
@@ -194,6 +213,11 @@ class Admission:
     def _check_properties(self, signal: Signal, plan: SignalPlan) -> None:
         limits = self.state.compiled.configuration.limits
         properties = signal.properties
+        if not isinstance(properties, Mapping) or not isinstance(signal.context, Mapping):
+            raise Rejected(
+                "WRONG_TYPE",
+                f"expected properties and context as mappings, got {_shown(properties)} and {_shown(signal.context)}",
+            )
         if len(properties) > limits.properties_max or len(signal.context) > limits.properties_max:
             raise Rejected(
                 "TOO_MANY_PROPERTIES",
@@ -203,9 +227,8 @@ class Admission:
         declared = plan.type.properties
         for name, value in properties.items():
             kind = declared.get(name)
-            size += len(name)
             if kind is None:
-                size += self._check_scalar(name, value)
+                size += self._check_name(name, "properties") + self._check_scalar(name, value)
             elif kind is Kind.PRODUCTS:
                 size += self._check_products(value, limits.products_max)
             else:
@@ -214,6 +237,7 @@ class Admission:
             if name not in properties:
                 raise Rejected("MISSING_PROPERTY", f"expected property {name!r} in {signal.type}, got none")
         for name, text in signal.context.items():
+            size += self._check_name(name, "context")
             if not isinstance(text, str):
                 raise Rejected("WRONG_TYPE", f"expected a string in context.{name}, got {_shown(text)}")
             size += self._check_scalar(f"context.{name}", text)
@@ -233,10 +257,17 @@ class Admission:
                 raise Rejected("WRONG_TYPE", f"expected a product line with a product_id at products[{index}], got {_shown(line)}")
             for name, value in line.items():
                 kind = PRODUCT_FIELDS.get(name)
+                if kind is None:
+                    size += self._check_name(name, f"products[{index}]")
                 where = f"products[{index}].{name}"
-                size += len(name) + (
-                    self._check_scalar(where, value) if kind is None else self._check_kind(where, value, kind)
-                )
+                size += self._check_scalar(where, value) if kind is None else self._check_kind(where, value, kind)
+        return size
+
+    def _check_name(self, name: object, where: str) -> int:
+        if type(name) is not str:
+            raise Rejected("WRONG_TYPE", f"expected names as strings in {where}, got {_shown(name)}")
+        if len(name) > NAME_BYTES_MAX or (size := self._check_text(f"a name in {where}", name)) > NAME_BYTES_MAX:
+            raise Rejected("FIELD_TOO_LARGE", f"expected names of at most {NAME_BYTES_MAX} bytes in {where}, got {_shown(name)}")
         return size
 
     def _check_kind(self, name: str, value: Any, kind: Kind) -> int:
@@ -285,6 +316,23 @@ class Admission:
         if size > limit:
             raise Rejected("FIELD_TOO_LARGE", f"expected at most limits.field_bytes_max = {limit} bytes in {name!r}, got {size}")
         return size
+
+
+def _check_choice(choice: object) -> None:
+    """Raise `Rejected` for a choice that no mask can hold."""
+    if isinstance(choice, ConsentChoice) and isinstance(choice.notice, str) and len(choice.notice) <= NAME_BYTES_MAX:
+        masks = choice.granted, choice.denied, choice.restricted
+        if all(type(mask) is int and 0 <= mask <= ALL_BITS for mask in masks) and isinstance(choice.basis, Basis):
+            try:
+                choice.notice.encode()
+            except UnicodeEncodeError:
+                raise Rejected("BAD_UTF8", "expected UTF-8 text in consent.notice, got a lone surrogate") from None
+            return
+    raise Rejected(
+        "WRONG_TYPE",
+        f"expected consent as a ConsentChoice of 64-bit masks, a basis and a notice of at most {NAME_BYTES_MAX} characters, "
+        f"got {_shown(choice)}",
+    )
 
 
 def _shown(value: object) -> str:
