@@ -7,11 +7,13 @@
     DIR/keys/identity    the secret that identifiers are hashed with
     DIR/models/          mapped model files
     DIR/snapshots/       copies of the state by log position
+    DIR/state.aside/     the last state that was not trusted, kept for whoever wants to know why; may be removed
     DIR/writer.lock      held by the one process that writes
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,7 +24,7 @@ from pathlib import Path
 
 import xxhash
 
-from tailorbird.engine.errors import Damaged, PreconditionFailed
+from tailorbird.engine.errors import Damaged, PreconditionFailed, ResourceExhausted, Unavailable
 
 DATA_FORMAT = "tailorbird data 1"
 SNAPSHOTS_KEPT = 2
@@ -80,6 +82,8 @@ class Directory:
             raise PreconditionFailed(
                 "NO_DATA", f"expected a data directory at {self.root}, found none; `tailorbird init DIR` makes one"
             )
+        if not self.root.is_dir():
+            make_folder(self.root)
         for folder in (self.log, self.models, self.snapshots, self.identity_key.parent):
             folder.mkdir(parents=True, exist_ok=True)
         if not mark.exists():
@@ -105,7 +109,7 @@ class Directory:
         descriptor = os.open(self.root / "writer.lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
             raise PreconditionFailed(
@@ -145,22 +149,35 @@ class Directory:
         try:
             manifest = json.loads((snapshot / "manifest.json").read_text())
             data = snapshot / "data.mdb"
-            if data.stat().st_size != manifest["bytes"]:
+            if manifest["format"] != DATA_FORMAT:
+                detail = f"one of format {manifest['format']!r:.60}"
+            elif data.stat().st_size != manifest["bytes"]:
                 detail = f"expected {manifest['bytes']} bytes, got {data.stat().st_size}"
             elif _checksum(data) != manifest["xxh3_128"]:
                 detail = "its checksum does not fit"
             else:
                 return
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             detail = str(error)
         raise Damaged("DAMAGED_SNAPSHOT", f"expected a whole snapshot in {snapshot}, got: {detail}; an older one or the log serves")
 
     def set_state_aside(self) -> None:
-        """Move the state directory away, so that it can be rebuilt."""
+        """Move the state directory to `state.aside`, so that it can be rebuilt; what was there before goes."""
         if self.state.exists():
-            number = sum(1 for path in self.root.iterdir() if path.name.startswith("state.aside"))
-            self.state.rename(self.root / f"state.aside-{number}")
+            aside = self.root / "state.aside"
+            if aside.exists():
+                shutil.rmtree(aside)
+            self.state.rename(aside)
             sync_folder(self.root)
+
+    def has_state(self) -> bool:
+        """Return whether there is a state file; a folder alone is what a crash at the first start leaves."""
+        return (self.state / "data.mdb").exists()
+
+    def sync_state_names(self) -> None:
+        """Make the names of a state that was just made durable: LMDB syncs what is in its files, not that they exist."""
+        sync_folder(self.state)
+        sync_folder(self.root)
 
     def restore(self, log_start: int, log_end: int) -> list[str]:
         """Put the newest usable snapshot in the place of the state; return what was passed over and why.
@@ -177,7 +194,7 @@ class Directory:
             except Damaged as error:
                 notes.append(error.message)
                 continue
-            shutil.copytree(snapshot, self.state, ignore=shutil.ignore_patterns("manifest.json"))
+            self._copy_state(snapshot)
             notes.append(f"restored the state from the snapshot at {position}")
             return notes
         if log_start > 0:
@@ -189,18 +206,62 @@ class Directory:
         notes.append("rebuilding the state from the whole log")
         return notes
 
+    def _copy_state(self, snapshot: Path) -> None:
+        """Put a copy of a snapshot in the place of the state, whole or not at all."""
+        copy = self.root / "state.new"
+        if copy.exists():
+            shutil.rmtree(copy)
+        copy.mkdir()
+        shutil.copyfile(snapshot / "data.mdb", copy / "data.mdb")
+        with (copy / "data.mdb").open("rb") as file:
+            os.fsync(file.fileno())
+        sync_folder(copy)
+        if self.state.exists():
+            shutil.rmtree(self.state)
+        copy.rename(self.state)
+        sync_folder(self.root)
+
 
 def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a small file so that after a crash it is there whole or not at all."""
+    """Write a small file so that after a crash it is there whole or not at all.
+
+    Raises `ResourceExhausted` DISK_FULL, `Unavailable` FILE_WRITE_FAILED; then the file is as it was.
+    """
     temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.rename(path)
-    sync_folder(path.parent)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(descriptor, data[written:])
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_failed(error, path) from error
+
+
+def write_failed(error: OSError, path: Path) -> Unavailable:
+    """Return our error for one of the operating system's in writing `path`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ResourceExhausted("DISK_FULL", f"expected room to write {path}, got none: {error.strerror}; free some and try again")
+    return Unavailable("FILE_WRITE_FAILED", f"expected to write {path}, got: {error.strerror}; check the disk and its permissions")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, durably. Raises `PreconditionFailed` NOT_A_FOLDER, `Unavailable` FILE_WRITE_FAILED."""
+    made = [path, *path.parents]
+    made = made[: next(i for i, folder in enumerate(made) if folder.exists())]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in made:
+            sync_folder(folder.parent)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise PreconditionFailed("NOT_A_FOLDER", f"expected a folder at {path}, got a file in its place; name another") from error
+    except OSError as error:
+        raise write_failed(error, path) from error
 
 
 def sync_folder(path: Path) -> None:

@@ -16,17 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tailorbird.engine.admission import ITEM_ID_BYTES_MAX
-from tailorbird.engine.compiled import namespaces_of
+from tailorbird.engine.compiled import compile_configuration, namespaces_of
 from tailorbird.engine.configuration import Configuration, Limits, parse_configuration, read_configuration
 from tailorbird.engine.consent import ConsentChoice
 from tailorbird.engine.decider import Decider
 from tailorbird.engine.directory import Directory, sync_folder, write_durably
-from tailorbird.engine.errors import CallerError, Damaged, NotFound, PreconditionFailed
+from tailorbird.engine.errors import CallerError, Damaged, NotFound, PreconditionFailed, Unavailable
 from tailorbird.engine.evidence import Evidence
 from tailorbird.engine.facts import (
     ConsentFact,
     ItemsDeletedFact,
-    ItemsPutFact,
     LinkFact,
     ModelFact,
     ServedFact,
@@ -41,6 +40,7 @@ from tailorbird.engine.profile import Profile
 from tailorbird.engine.profiles import read_profile
 from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision
 from tailorbird.engine.signals import IngestReport, Signal
+from tailorbird.engine.state import read_layouts
 from tailorbird.engine.store import Store
 from tailorbird.engine.training import train_cooccurrence
 from tailorbird.engine.writer import Writer
@@ -82,7 +82,9 @@ class Engine:
         self._writer = Writer(store, log, hasher, clock, configuration.limits.map_bytes) if lock is not None else None
         self._evidence = Evidence(store, directory.models)
         self._decider = Decider(store, self._evidence, hasher, self._recently_served)
+        self._closed = False
         self._servings: list[ServedFact] = []
+        self.servings_dropped_count = 0
         self._served: dict[bytes, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
 
     # ---- opening and closing -------------------------------------------------------------------------------------
@@ -110,6 +112,7 @@ class Engine:
             configuration, text = parse_configuration(config, "config"), config
         else:
             configuration, text = read_configuration(Path(config))
+        compile_configuration(text, 1, 1)  # Before anything is made: a configuration that cannot work leaves no trace.
         directory.prepare(create=not read_only)
         if not read_only and not directory.configuration.exists():
             write_durably(directory.configuration, text.encode())
@@ -134,6 +137,20 @@ class Engine:
         read_only = lock is None
         hasher = _hasher(directory.read_identity_key(), configuration)
         log = LocalLog.open(directory.log, read_only=read_only)
+        try:
+            store, recovery = cls._open_state(directory, configuration, log, read_only)
+        except BaseException:
+            log.close()
+            raise
+        engine = cls(directory, configuration, hasher, store, log, clock, lock)
+        engine.recovery = recovery
+        return engine
+
+    @staticmethod
+    def _open_state(
+        directory: Directory, configuration: Configuration, log: LocalLog, read_only: bool
+    ) -> tuple[Store, list[str]]:
+        """Return the store, restored where it is not there or cannot be trusted, and what was done."""
         recovery = []
         if log.torn_bytes:
             recovery.append(f"cut {log.torn_bytes} bytes of an unfinished group off the log's end")
@@ -142,9 +159,10 @@ class Engine:
             if directory.boot_mark.exists() and directory.boot_mark.read_text() != _boot_id():
                 recovery.append("the machine stopped while state was written without syncs: state is not trusted")
                 directory.set_state_aside()
-            if not directory.state.exists() and (log.end > 0):
+            if not directory.has_state() and log.end > 0:
                 recovery += directory.restore(log.start, log.end)
             directory.state.mkdir(exist_ok=True)
+        is_new = not directory.has_state()
         try:
             store = Store(
                 directory.state, read_only=read_only, map_bytes=configuration.limits.map_bytes, synced=synced
@@ -152,18 +170,20 @@ class Engine:
         except Damaged as error:
             if read_only:
                 raise
-            recovery.append(f"{error.message}")
+            recovery.append(error.message)
             directory.set_state_aside()
             recovery += directory.restore(log.start, log.end)
             directory.state.mkdir(exist_ok=True)
+            is_new = True
             store = Store(
                 directory.state, read_only=read_only, map_bytes=configuration.limits.map_bytes, synced=synced
             )
         if not read_only and not synced:
             write_durably(directory.boot_mark, _boot_id().encode())
-        engine = cls(directory, configuration, hasher, store, log, clock, lock)
-        engine.recovery = recovery
-        return engine
+        if is_new and not read_only:
+            store.sync()
+            directory.sync_state_names()
+        return store, recovery
 
     def _start(self, text: str) -> None:
         """Catch up with the log, rebuild what turns out damaged, and put the configuration in force."""
@@ -180,9 +200,8 @@ class Engine:
         if applied:
             self.recovery.append(f"applied {applied} facts that the log had and the state had not")
         with self._store.reading() as txn:
-            head = self._store.read_head(txn)
-            stored = txn.get(head.configuration.to_bytes(4, "big"), db=self._store.tables["configurations"])
-        if stored is None or text.encode() not in stored:
+            layouts = read_layouts(self._store, txn, self._store.read_head(txn))
+        if layouts is None or layouts.current.text != text:
             self._writer.configure(text)
 
     def _rebuild(self) -> None:
@@ -204,14 +223,19 @@ class Engine:
     def close(self) -> None:
         """Write what waits, and let go of the directory."""
         with self._turn:
-            if self._writer is not None and not self._writer.failed:
-                self.flush()
-                self._writer.tick()
-                self._store.sync()
-                self.directory.boot_mark.unlink(missing_ok=True)
-            self._release()
+            if self._closed:
+                return
+            try:
+                if self._writer is not None and not self._writer.failed:
+                    self.flush()
+                    self._writer.tick()
+                    self._store.sync()
+                    self.directory.boot_mark.unlink(missing_ok=True)
+            finally:
+                self._release()
 
     def _release(self) -> None:
+        self._closed = True
         self._store.close()
         self._log.close()
         if self._lock is not None:
@@ -256,7 +280,10 @@ class Engine:
             return self.writer.ingest(signals, consent)
 
     def put_items(self, items: Sequence[Item]) -> int:
-        """Put items into the catalogue, each replaced whole; return the position. Raises `CallerError` BAD_ITEM."""
+        """Put items into the catalogue, each replaced whole; return the position. Raises `CallerError` BAD_ITEM.
+
+        Of two with one id the later counts. What the catalogue holds already is not written again.
+        """
         for item in items:
             _check_item(item, self.configuration)
         limit = self.configuration.limits.items_per_put_max
@@ -265,11 +292,12 @@ class Engine:
                 "BATCH_TOO_LARGE", f"expected at most limits.items_per_put_max = {limit} items, got {len(items)}; split it"
             )
         with self._turn:
-            chunks = [tuple(items[i : i + 500]) for i in range(0, len(items), 500)]
-            return self.writer.append(*(ItemsPutFact(chunk) for chunk in chunks))
+            return self.writer.put_items(items)
 
     def delete_items(self, ids: Sequence[str]) -> int:
-        """Take items out of the catalogue; return the position."""
+        """Take items out of the catalogue; return the position. Raises `CallerError` BAD_ITEM."""
+        for item_id in ids:
+            _check_item_id(item_id)
         with self._turn:
             return self.writer.append(ItemsDeletedFact(tuple(ids)))
 
@@ -350,7 +378,7 @@ class Engine:
                 self._servings.append(ServedFact(served_key, decision.placement, decision.at, items))
                 self._served[served_key].append((decision.at, items))
                 if len(self._servings) >= SERVINGS_QUEUED_MAX:
-                    self._write_servings()
+                    self._relieve_servings()
             return decision
 
     def profile(self, identifiers: Mapping[str, str], *, at: int = 0) -> Profile:
@@ -402,6 +430,15 @@ class Engine:
     def _recently_served(self, fragment: bytes, at: int) -> list[tuple[int, tuple[int, ...]]]:
         return self._served.get(fragment, [])
 
+    def _relieve_servings(self) -> None:
+        """Write the servings that wait, or, where nothing can be written, forget the oldest: decisions go on."""
+        try:
+            self._write_servings()
+        except Unavailable:
+            oldest = self._servings.pop(0)
+            del self._served[oldest.key][:1]
+            self.servings_dropped_count += 1
+
     def _write_servings(self) -> None:
         if self._servings and self._writer is not None:
             waiting, self._servings = self._servings, []
@@ -411,6 +448,17 @@ class Engine:
                 self._servings = waiting + self._servings
                 raise
             self._served.clear()
+
+
+def _check_item_id(item_id: str) -> None:
+    try:
+        size = len(item_id.encode())
+    except UnicodeEncodeError:
+        raise CallerError("BAD_ITEM", f"expected an item id of valid text, got a lone surrogate, in {item_id[:60]!r}") from None
+    if not 0 < size <= ITEM_ID_BYTES_MAX:
+        raise CallerError(
+            "BAD_ITEM", f"expected an item id of 1 to {ITEM_ID_BYTES_MAX} bytes, got {size} bytes, in {item_id[:60]!r}"
+        )
 
 
 def _hasher(key: bytes, configuration: Configuration) -> IdentifierHasher:
@@ -428,17 +476,12 @@ def _check_item(item: Item, configuration: Configuration) -> None:
     def refuse(expected: str, got: object) -> CallerError:
         return CallerError("BAD_ITEM", f"expected {expected}, got {got!r}, in item {item.id[:60]!r}")
 
-    try:
-        size = len(item.id.encode())
-    except UnicodeEncodeError:
-        raise refuse("an id of valid text", "a lone surrogate") from None
-    if not 0 < size <= ITEM_ID_BYTES_MAX:
-        raise refuse(f"an id of 1 to {ITEM_ID_BYTES_MAX} bytes", f"{size} bytes")
+    _check_item_id(item.id)
     for name in item.attributes:
         if name not in configuration.attributes:
             raise refuse(f"attributes of {configuration.attributes} (declare more under `attributes:`)", name)
     limit = configuration.limits.field_bytes_max
-    for text in (item.name, *item.attributes.values(), *item.tags):
+    for text in (item.name, item.currency, *item.attributes.values(), *item.tags):
         if len(text) > limit:
             raise refuse(f"texts of at most limits.field_bytes_max = {limit}", f"{len(text)} characters")
         if not text.isascii():

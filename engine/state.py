@@ -416,6 +416,11 @@ class State:
             row = self._items[number] = _decode_item(data)
         return row
 
+    def holds(self, item: Item) -> bool:
+        """Return whether the catalogue holds exactly this item."""
+        packed = self.txn.get(item_key(item.id), db=self.tables["item_ids"])
+        return packed is not None and self.item(int.from_bytes(packed, "big")) == ItemRow(True, item)
+
     def put_item(self, item: Item) -> None:
         """Put an item into the catalogue, replacing it whole."""
         self._put_item(self.item_number(item.id), ItemRow(True, item))

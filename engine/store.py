@@ -162,8 +162,11 @@ def map_full(map_bytes: int) -> ResourceExhausted:
     return ResourceExhausted(
         "MAP_FULL",
         f"expected room in the memory map, got none left of limits.map_bytes = {map_bytes}; nothing of this batch was "
-        "written; raise limits.map_bytes and open again",
+        "written, and nothing accepted is lost; raise limits.map_bytes and open again",
     )
+
+
+_IN_THE_LOG = "the log has the whole batch, and the next start applies it"
 
 
 def commit(txn: lmdb.Transaction[Any], map_bytes: int) -> None:
@@ -171,12 +174,21 @@ def commit(txn: lmdb.Transaction[Any], map_bytes: int) -> None:
     try:
         txn.commit()
     except lmdb.MapFullError as error:
-        raise map_full(map_bytes) from error
-    except (lmdb.DiskError, lmdb.Error, OSError) as error:
+        raise ResourceExhausted(
+            "MAP_FULL",
+            f"expected room in the memory map to commit, got none left of limits.map_bytes = {map_bytes}; raise it and "
+            f"open again: {_IN_THE_LOG}",
+        ) from error
+    except (lmdb.Error, OSError) as error:
         code = getattr(error, "code", 0) or getattr(error, "errno", 0)
-        if code in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceExhausted("DISK_FULL", "expected room on the disk to commit, got none; free some and go on") from error
-        raise Unavailable("STATE_WRITE_FAILED", f"expected to commit, got: {os.strerror(code) if code else error}") from error
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceExhausted(
+                "DISK_FULL", f"expected room on the disk to commit, got none; free some and open again: {_IN_THE_LOG}"
+            ) from error
+        detail = os.strerror(code) if code > 0 else str(error)
+        raise Unavailable(
+            "STATE_WRITE_FAILED", f"expected to commit, got: {detail}; check the disk and open again: {_IN_THE_LOG}"
+        ) from error
 
 
 def u32(number: int) -> bytes:

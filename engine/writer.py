@@ -15,13 +15,23 @@ from tailorbird.engine.admission import Admission
 from tailorbird.engine.applier import Applier
 from tailorbird.engine.consent import ConsentChoice
 from tailorbird.engine.errors import InternalError, PreconditionFailed, TailorbirdError, Unavailable
-from tailorbird.engine.facts import ConfigurationFact, FactKind, TickFact, _Fact, decode_fact, encode_fact
+from tailorbird.engine.facts import (
+    ConfigurationFact,
+    FactKind,
+    ItemsPutFact,
+    TickFact,
+    _Fact,
+    decode_fact,
+    encode_fact,
+)
 from tailorbird.engine.identifiers import IdentifierHasher
+from tailorbird.engine.items import Item
 from tailorbird.engine.log import LocalLog
 from tailorbird.engine.signals import IngestReport, Outcome, Signal, Status
 from tailorbird.engine.store import Store, commit, map_full
 
 REPLAY_GROUP = 10_000
+ITEMS_PER_FACT = 500
 
 
 class Writer:
@@ -37,7 +47,7 @@ class Writer:
         self.applier = Applier(store, hasher)
         self.admission = Admission(self.applier, hasher)
         self._last_append = 0
-        self._failure: TailorbirdError | None = None
+        self._failure = ""
 
     @property
     def position(self) -> int:
@@ -47,7 +57,7 @@ class Writer:
     @property
     def failed(self) -> bool:
         """Whether a failure stopped the writer for good."""
-        return self._failure is not None
+        return bool(self._failure)
 
     # ---- catching up ---------------------------------------------------------------------------------------------
 
@@ -61,6 +71,9 @@ class Writer:
                 f"expected a state at or before the log's end {self.log.end}, got one at {position}: facts were lost from "
                 "the log; restore it from a backup, or remove the state directory to go on without them",
             )
+        if self.log.end > self.log.start:
+            # The clock may have been set back while nothing ran: append times never go back.
+            self._last_append = max(record.append_time for record in self.log.read(self.log.end - 1, 1))
         applied = 0
         while position < self.log.end:
             self.applier.begin()
@@ -97,7 +110,8 @@ class Writer:
     def ingest(self, signals: Sequence[Signal], import_consent: ConsentChoice | None = None) -> IngestReport:
         """Admit, append, apply and commit one group; return the outcome of each signal.
 
-        Raises `ResourceExhausted` (DISK_FULL, MAP_FULL) or `Unavailable`; then nothing of the group was written.
+        Raises `ResourceExhausted` (DISK_FULL, MAP_FULL) or `Unavailable`; then nothing of the group was written, or, when
+        the message says so, all of it is in the log and the writer has stopped. Sending it again is safe either way.
         """
         outcomes: list[Outcome] = []
 
@@ -122,6 +136,20 @@ class Writer:
 
         return self._write(fill)
 
+    def put_items(self, items: Sequence[Item]) -> int:
+        """Put those items that differ from what the catalogue holds; return the position."""
+        latest = list({item.id: item for item in items}.values())
+
+        def fill(group: _Group) -> None:
+            for start in range(0, len(latest), ITEMS_PER_FACT):
+                # Compared as they will be read back: a price of 5 is 5.0, a list of tags a tuple.
+                fact = decode_fact(*encode_fact(ItemsPutFact(tuple(latest[start : start + ITEMS_PER_FACT]))))
+                changed = tuple(item for item in fact.items if not self.applier.state.holds(item))
+                if changed:
+                    group.add(ItemsPutFact(changed))
+
+        return self._write(fill)
+
     def tick(self) -> int:
         """Publish the statistics gathered so far; return the position."""
 
@@ -139,10 +167,10 @@ class Writer:
         return self.append(ConfigurationFact(head.configuration + 1, text))
 
     def _write(self, fill: Callable[[_Group], None]) -> int:
-        if self._failure is not None:
+        if self._failure:
             raise Unavailable(
                 "WRITER_STOPPED",
-                f"expected a working writer, got one stopped by {self._failure.reason}; close the engine and open it again",
+                f"expected a working writer, got one stopped by {self._failure}; close the engine and open it again",
             )
         self.applier.begin()
         start = self.log.end
@@ -163,9 +191,9 @@ class Writer:
         try:
             self.log.sync()
             commit(self.applier.state.txn, self.map_bytes)
-        except TailorbirdError as error:
+        except BaseException as error:
             # Whether the group is durable is not known: only a new start, which reads the log, can tell.
-            self._failure = error
+            self._failure = error.reason if isinstance(error, TailorbirdError) else type(error).__name__
             self.applier.abort()
             raise
         self._last_append = group.append_time
