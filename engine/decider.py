@@ -41,18 +41,24 @@ LIST_CONSENT = {
     ItemList.SERVED: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
 }
 SERVED_CONSENT = bit(DataType.BEHAVIOURAL, Purpose.COLLECT)
-POPULAR = (ReasonDetail(Reason.POPULAR),)
-NEW = (ReasonDetail(Reason.NEW),)
-MODEL = (ReasonDetail(Reason.MODEL),)
-LIST_PREFIXES = {kind: bytes([number]) for kind, number in LIST_KINDS.items()}
+# The digits of the native reason codes.
+_DIGITS = {
+    1: Reason.POPULAR_IN_CONTEXT,
+    2: Reason.MODEL,
+    3: Reason.AFFINITY,
+    4: Reason.BOUGHT_TOGETHER,
+    5: Reason.POPULAR,
+}
+REASONS: dict[int, tuple[Reason, ...]] = {0: (Reason.NEW,), **{code: (reason,) for code, reason in _DIGITS.items()}}
+OF_THE_ITEM = frozenset({Reason.AFFINITY, Reason.BOUGHT_TOGETHER})
 pack_entry = struct.Struct("<II").pack
 _NO_ITEMS = np.zeros(0, np.uint32)
 _NO_WEIGHTS = np.zeros(0, np.float32)
 
-# Items with the times (ms) they were met at, and what an attribute says: its index, the person's values, their lifts, any other's.
+# Items with the times (ms) they were met at; and of an attribute its index, the person's values, their lifts, any other's.
 Mentions = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 Affinity = tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]
-Winner = tuple[int, float, float, float, float, float, int, float]
+Winner = tuple[int, float, float, float, float, float, int, float, int]
 
 
 @dataclass(slots=True)
@@ -203,6 +209,7 @@ class Decider:
                     affinities=known.affinities,
                     vector=known.vector,
                     vector_log=placed.vector_log,
+                    notable=NOTABLE,
                 )
 
             winners, candidate_count, excluded_count, _ = rank(candidates, k, known.excluded)
@@ -210,7 +217,7 @@ class Decider:
                 present = np.array([winner[0] for winner in winners], np.uint32)
                 refused = present if known.excluded is None else np.concatenate([known.excluded, present])
                 winners += rank(items.lookup(placement.fallback)[0], k - len(winners), refused)[0]
-            explain = self._explainer(txn, placed, chain, known, together is not None)
+            explain = self._explainer(txn, placed, chain, known)
             decided = tuple([DecidedItem(items.id(winner[0]), winner[1], 1.0, explain(winner)) for winner in winners])
         finally:
             if touched_count:
@@ -436,23 +443,26 @@ class Decider:
     ) -> list[tuple[ItemList, Mentions]]:
         """Return the entries per list the placement excludes, within its window, over all the person's devices."""
         found: list[tuple[ItemList, Mentions]] = []
+        if not placed.windows:
+            return found
+        chunks: dict[int, list[bytes]] = {}
         cursor = txn.cursor(db=self.store.tables["lists"])
+        for fragment in person.fragments:
+            more = cursor.set_range(fragment)
+            while more:
+                key, value = cursor.item()
+                if key[:16] != fragment:
+                    break
+                chunks.setdefault(key[16], []).append(bytes(value))
+                more = cursor.next()
+            for time, numbers in self.recently_served(fragment, at):
+                entries = b"".join([pack_entry(number, time // 1000) for number in numbers])
+                header = bytes(native_history.CHUNK_HEADER_BYTES)
+                chunks.setdefault(LIST_KINDS[ItemList.SERVED], []).append(header + entries)
         for kind, window in placed.windows.items():
-            if not person.permitted & LIST_CONSENT[kind] or window == 0:
-                continue
-            chunks: list[bytes] = []
-            for fragment in person.fragments:
-                prefix = fragment + LIST_PREFIXES[kind]
-                more = cursor.set_range(prefix)
-                while more and bytes(cursor.key()[:17]) == prefix:
-                    chunks.append(bytes(cursor.value()))
-                    more = cursor.next()
-                if kind is ItemList.SERVED:
-                    for time, numbers in self.recently_served(fragment, at):
-                        entries = b"".join([pack_entry(number, time // 1000) for number in numbers])
-                        chunks.append(bytes(native_history.CHUNK_HEADER_BYTES) + entries)
-            if chunks:
-                found.append((kind, native_history.read_chunks(chunks, max(0, (at - window) // 1000))))
+            of_kind = chunks.get(LIST_KINDS[kind])
+            if of_kind and window and person.permitted & LIST_CONSENT[kind]:
+                found.append((kind, native_history.read_chunks(of_kind, max(0, (at - window) // 1000))))
         return found
 
     def _affinities(
@@ -499,43 +509,38 @@ class Decider:
     # ---- the answer ----------------------------------------------------------------------------------------------
 
     def _explainer(
-        self, txn: lmdb.Transaction[memoryview], placed: Placed, chain: Chain, known: Known, has_together: bool
+        self, txn: lmdb.Transaction[memoryview], placed: Placed, chain: Chain, known: Known
     ) -> Callable[[Winner], tuple[ReasonDetail, ...]]:
         """Return what tells why an item stands where it stands, the strongest reason first."""
         catalogue, neighbours = self.evidence.catalogue, self.evidence.neighbours
-        uniform = 1.0 / max(1, catalogue.items.live_count)
-        in_this_context = (ReasonDetail(Reason.POPULAR_IN_CONTEXT, chain.label),)
 
-        def explain(winner: Winner) -> tuple[ReasonDetail, ...]:
-            item, _, base, in_context, together_share, affinity_lift, affinity_index, vector_lift = winner
-            strengths = [in_context / base, vector_lift, affinity_lift, 1.0 / (1.0 - min(together_share, 0.999999))]
-            notable = [strength > NOTABLE for strength in strengths]
-            if not any(notable):
-                return POPULAR if base > uniform else NEW
-            if sum(notable) == 1:
-                if notable[0]:
-                    return in_this_context
-                if notable[1]:
-                    return MODEL
-            found: list[tuple[float, ReasonDetail]] = []
-            if notable[0]:
-                found.append((strengths[0], in_this_context[0]))
-            if notable[1]:
-                found.append((strengths[1], MODEL[0]))
-            if notable[2] and affinity_index >= 0:
+        def detail(reason: Reason, winner: Winner) -> str:
+            item, affinity_index = winner[0], winner[6]
+            if reason is Reason.POPULAR_IN_CONTEXT:
+                return chain.label
+            if reason is Reason.AFFINITY:
                 attribute = placed.affinity[affinity_index][0]
                 symbol = catalogue.items.symbol(attribute, item)
                 text = txn.get(symbol.to_bytes(8, "big"), db=self.store.tables["symbols"])
-                value = bytes(text).decode() if text is not None else "?"
-                found.append((strengths[2], ReasonDetail(Reason.AFFINITY, f"{catalogue.attributes[attribute]}={value}")))
-            if notable[3] and has_together and neighbours is not None:
+                return f"{catalogue.attributes[attribute]}={bytes(text).decode() if text is not None else '?'}"
+            if reason is Reason.BOUGHT_TOGETHER and neighbours is not None:
                 source = native_neighbours.explain(
                     neighbours.indptr, neighbours.items, neighbours.weights, known.recent, known.weights, item
                 )
-                detail = catalogue.items.id(int(known.recent[source])) if source >= 0 else ""
-                found.append((strengths[3], ReasonDetail(Reason.BOUGHT_TOGETHER, detail)))
-            found.sort(key=lambda pair: -pair[0])
-            return tuple([reason for _, reason in found])
+                return catalogue.items.id(int(known.recent[source])) if source >= 0 else ""
+            return ""
+
+        by_code: dict[int, tuple[ReasonDetail, ...]] = {}
+
+        def explain(winner: Winner) -> tuple[ReasonDetail, ...]:
+            code = winner[8]
+            reasons = by_code.get(code)
+            if reasons is None:
+                named = REASONS.get(code) or _reasons_of(code)
+                reasons = tuple([ReasonDetail(reason, detail(reason, winner)) for reason in named])
+                if not OF_THE_ITEM.intersection(named):
+                    by_code[code] = reasons
+            return reasons
 
         return explain
 
@@ -557,6 +562,15 @@ class Decider:
             }
             self._compiled = compiled
         return compiled
+
+
+def _reasons_of(code: int) -> tuple[Reason, ...]:
+    """Return the reasons of a native reason code, strongest first."""
+    found: list[Reason] = []
+    while code:
+        code, digit = divmod(code, 6)
+        found.append(_DIGITS[digit])
+    return tuple(reversed(found))
 
 
 def _placed(

@@ -7,6 +7,7 @@
 #ifndef TAILORBIRD_SCORING_H
 #define TAILORBIRD_SCORING_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -297,11 +298,38 @@ static inline tb_score_parts tb_score(const tb_evidence *evidence, const tb_item
     parts.vector_lift = 1.0;
     if (evidence->vector != NULL) {
         double exponent = (double)tb_dot(evidence->vector, evidence->embeddings + (size_t)item * evidence->width, evidence->width);
-        parts.vector_lift = tb_exp2(tb_clamp(exponent * TB_LOG2_E, -30.0, 30.0));
+        /* A sum that overflowed both ways says nothing. */
+        if (exponent == exponent) parts.vector_lift = tb_exp2(tb_clamp(exponent * TB_LOG2_E, -30.0, 30.0));
         estimate *= parts.vector_lift;
     }
-    parts.score = estimate;
+    /* Lifts may overflow; what is no number is worth nothing, or it would break the order of the heap. */
+    parts.score = estimate > 0.0 ? tb_clamp(estimate, 0.0, FLT_MAX) : 0.0;
     return parts;
+}
+
+/* ---- reasons ---- */
+
+/* What can speak for an item, as digits of a reason code. */
+#define TB_REASON_CONTEXT 1
+#define TB_REASON_VECTOR 2
+#define TB_REASON_AFFINITY 3
+#define TB_REASON_TOGETHER 4
+#define TB_REASON_BASE 5 /* of the digits; also the code of an item that is merely popular */
+
+/* The reasons that multiplied the score by more than notable, strongest first, as digits: 0 none, not even popularity. */
+static inline uint32_t tb_reason_code(const tb_score_parts *parts, double uniform, double notable) {
+    double strengths[4] = {parts->in_context / parts->base, parts->vector_lift, parts->affinity_lift,
+                           1.0 / (1.0 - tb_clamp(parts->together_share, 0.0, 0.999999))};
+    uint32_t code = 0;
+    for (;;) {
+        int best = -1;
+        for (int i = 0; i < 4; i++)
+            if (strengths[i] > notable && (best < 0 || strengths[i] > strengths[best])) best = i;
+        if (best < 0) break;
+        code = code * (TB_REASON_BASE + 1) + (uint32_t)best + 1;
+        strengths[best] = 0.0;
+    }
+    return code != 0 ? code : parts->base > uniform ? TB_REASON_BASE : 0;
 }
 
 /* ---- eligibility ---- */

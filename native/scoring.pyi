@@ -6,8 +6,8 @@ import numpy.typing as npt
 
 UNKNOWN_ITEM: Final[int]
 
-# (item number, score, base, in_context, together_share, affinity_lift, affinity_index, vector_lift)
-Winner = tuple[int, float, float, float, float, float, int, float]
+# (item number, score, base, in_context, together_share, affinity_lift, affinity_index, vector_lift, reason code)
+Winner = tuple[int, float, float, float, float, float, int, float, int]
 
 @final
 class CellTable:
@@ -23,7 +23,7 @@ class ItemTable:
     live_count: Final[int]
     attribute_count: Final[int]
     dimension: Final[int]
-    def __init__(self, attribute_count: int, dimension: int) -> None: ...
+    def __init__(self, attribute_count: int, dimension: int, *, generation: int = 0) -> None: ...
     def put(
         self,
         number: int,
@@ -63,4 +63,5 @@ class ItemTable:
         affinities: tuple[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float], ...] = (),
         vector: npt.NDArray[np.float32] | None = None,
         vector_log: bool = False,
+        notable: float = 1.1,
     ) -> tuple[list[Winner], int, int, int]: ...

@@ -1,5 +1,6 @@
 """Item columns, context cells, and the ranking of candidates. The kernels are in scoring.h."""
 
+from libc.math cimport isfinite
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -98,6 +99,7 @@ cdef extern from "scoring.h" nogil:
                             const size_t* lengths, size_t count, uint32_t* numbers)
     double tb_level_count(const tb_level* level, uint32_t item)
     int tb_cell_set(tb_cell_slot* slots, uint64_t slot_mask, uint32_t item, double count)
+    uint32_t tb_reason_code(const tb_score_parts* parts, double uniform, double notable)
     double tb_signed_log1p(double x)
     tb_score_parts tb_score(const tb_evidence* evidence, const tb_item_row* rows, uint32_t item)
     double tb_together_scale(const tb_evidence* evidence, const tb_item_row* rows, uint32_t item_count,
@@ -108,6 +110,7 @@ cdef extern from "scoring.h" nogil:
 UNKNOWN_ITEM = 0xFFFFFFFF
 cdef uint32_t ITEM_NUMBERS_MAX = 0xFFFFFFFE
 cdef size_t DENSE_FROM = 1024
+cdef const char* NOT_TEXT = b"\xff"  # stands for an id that is no text, which no item has
 
 
 cdef void* _grown(void* old, size_t old_bytes, size_t new_bytes) except NULL:
@@ -121,6 +124,19 @@ cdef void* _grown(void* old, size_t old_bytes, size_t new_bytes) except NULL:
     memset(<char*>fresh + old_bytes, 0, new_bytes - old_bytes)
     free(old)
     return fresh
+
+
+cdef double _checked(double value, str what) except? -1.0:
+    """Return a number that is finite and not negative: of others a score could become NaN."""
+    if not isfinite(value) or value < 0.0:
+        raise ValueError(f"expected {what} finite and not negative, got {value}")
+    return value
+
+
+cdef double _above_zero(double value, str what) except? -1.0:
+    if value == 0.0:
+        raise ValueError(f"expected {what} above 0, got 0.0")
+    return _checked(value, what)
 
 
 cdef class CellTable:
@@ -182,6 +198,7 @@ cdef class CellTable:
         for i in range(items.shape[0]):
             if items[i] >= ITEM_NUMBERS_MAX:
                 raise ValueError(f"expected item numbers below {ITEM_NUMBERS_MAX}, got {items[i]} at {i}")
+            _checked(counts[i], "counts")
         for i in range(items.shape[0]):
             self.end = max(self.end, items[i] + 1)
             if self.dense == NULL and 2 * (self.used + 1) > self.slot_mask + 1:
@@ -232,7 +249,8 @@ cdef class CellTable:
 cdef class ItemTable:
     """Everything a decision reads of the catalogue, by dense item number.
 
-    `attribute_count` symbol columns and an embedding of `dimension` float32 per item, rows padded to 16 lanes.
+    `attribute_count` symbol columns and an embedding of `dimension` float32 per item, rows padded to 16 lanes. Each ranking
+    marks its candidates with the next `generation`, which comes round after 2^32 - 1 of them.
     """
 
     cdef readonly uint32_t count
@@ -253,10 +271,10 @@ cdef class ItemTable:
     cdef float* embeddings
     cdef readonly uint32_t live_count
 
-    def __cinit__(self, Py_ssize_t attribute_count, Py_ssize_t dimension):
+    def __cinit__(self, Py_ssize_t attribute_count, Py_ssize_t dimension, *, uint32_t generation=0):
         if attribute_count < 0 or attribute_count > 64 or dimension < 0 or dimension > 4096:
             raise ValueError(f"expected 0..64 attributes and 0..4096 dimensions, got {attribute_count} and {dimension}")
-        self.attribute_count, self.dimension = attribute_count, dimension
+        self.attribute_count, self.dimension, self.generation = attribute_count, dimension, generation
         self.width = (dimension + TB_LANES - 1) // TB_LANES * TB_LANES
         self._reserve(1024)
         self._rehash(4096)
@@ -337,6 +355,10 @@ cdef class ItemTable:
             raise ValueError(f"expected {self.attribute_count} symbols, got {len(symbols)}, for item {item_id!r}")
         if embedding is not None and embedding.shape[0] != self.dimension:
             raise ValueError(f"expected {self.dimension} embedding values, got {embedding.shape[0]}, for item {item_id!r}")
+        if embedding is not None:
+            for f in range(self.dimension):
+                if not isfinite(embedding[f]):
+                    raise ValueError(f"expected finite embedding values, got {embedding[f]} at {f}, for item {item_id!r}")
         self._name(number, item_id)
         row = &self.rows[number]
         self.live_count += <int>live - <int>(row.flags & TB_LIVE)
@@ -366,7 +388,10 @@ cdef class ItemTable:
         for first in range(0, total, TB_LOOKUP_BATCH):
             batch = min(total - first, <Py_ssize_t>TB_LOOKUP_BATCH)
             for i in range(batch):
-                pointers[i] = PyUnicode_AsUTF8AndSize(<str?>texts[first + i], &length)
+                try:
+                    pointers[i] = PyUnicode_AsUTF8AndSize(<str?>texts[first + i], &length)
+                except UnicodeEncodeError:  # a lone surrogate
+                    pointers[i], length = NOT_TEXT, 1
                 lengths[i] = length
             unknown += tb_id_find_batch(self.slots, self.slot_mask, self.arena, pointers, lengths, batch, &numbers[first])
         return out, unknown
@@ -379,7 +404,7 @@ cdef class ItemTable:
         for i in range(items.shape[0]):
             if items[i] >= self.count:
                 raise IndexError(f"expected item numbers below {self.count}, got {items[i]} at {i}")
-            self.rows[items[i]].count = counts[i]
+            self.rows[items[i]].count = _checked(counts[i], "counts")
 
     def counts(self):
         """Return the landmark-scaled counts over all contexts, float64[count]."""
@@ -420,13 +445,17 @@ cdef class ItemTable:
              const uint8_t[::1] allowed=None, const uint32_t[::1] excluded=None, double scale=1.0, double total=0.0,
              double uniform_strength=1.0, tuple levels=(), const float[::1] together=None, const uint32_t[::1] touched=None,
              double together_support=0.0, double together_strength=1.0, double together_exponent=0.0,
-             tuple affinities=(), const float[::1] vector=None, bint vector_log=False):
+             tuple affinities=(), const float[::1] vector=None, bint vector_log=False,
+             double notable=1.1):
         """Return (winners, candidate_count, excluded_count, eligible_count), winners best first.
 
         `candidates` are item numbers, unknown ones passed over, repeats counted once; None stands for every item. `levels`
         are (CellTable, total, strength) coarse to fine; `affinities` (attribute index, keys uint64, lifts float64, other
-        lift). `together` are co-occurrence scores per item, zero but for the `touched` items. With `vector_log`
-        the vector's values enter as sign(x) ln(1 + |x|). A winner is (item, score, base, in_context, together_share, affinity_lift, affinity_index, vector_lift).
+        lift). `together` are co-occurrence scores per item, zero but for the `touched` items; where these sum to zero they say
+        nothing and are passed over. Values of `vector` that are not finite count as 0; with `vector_log` they enter as
+        sign(x) ln(1 + |x|). A winner is (item, score, base, in_context, together_share, affinity_lift, affinity_index,
+        vector_lift). Raises ValueError for lengths that do not fit, and for counts, totals, strengths and lifts that are
+        negative or not finite.
         """
         cdef tb_evidence evidence
         cdef tb_level level_array[TB_LEVELS_MAX]
@@ -435,7 +464,7 @@ cdef class ItemTable:
         cdef tb_ids ids
         cdef tb_ranking ranking
         cdef tb_score_parts parts
-        cdef size_t i, kept = 0, count
+        cdef size_t i, j, kept = 0, count
         cdef CellTable cell
         cdef const uint64_t[::1] keys
         cdef const double[::1] lifts
@@ -453,18 +482,25 @@ cdef class ItemTable:
             raise ValueError(f"expected co-occurrence scores for {self.count} items, got {together.shape[0]}")
         if vector is not None and (vector.shape[0] != self.dimension or self.dimension == 0):
             raise ValueError(f"expected a vector of {self.dimension} values, got {vector.shape[0]}")
-        evidence.scale, evidence.total = scale, total
-        evidence.uniform_strength = uniform_strength
+        evidence.scale, evidence.total = _checked(scale, "scale"), _checked(total, "total")
+        evidence.uniform_strength = _above_zero(uniform_strength, "uniform_strength")
         evidence.uniform = 1.0 / max(<uint32_t>1, self.live_count)
         for i in range(<size_t>len(levels)):
             cell, cell_total, cell_strength = levels[i]
-            level_array[i] = cell.level(cell_total, cell_strength)
+            if cell is None:
+                raise TypeError(f"expected a CellTable in levels[{i}], got None")
+            level_array[i] = cell.level(_checked(cell_total, "totals of levels"), _above_zero(cell_strength, "strengths of levels"))
         views = []
         for i in range(<size_t>len(affinities)):
-            attribute, keys, lifts, affinity_array[i].other_lift = affinities[i]
+            attribute, keys, lifts, other_lift = affinities[i]
+            if keys is None or lifts is None:
+                raise TypeError(f"expected keys and lifts in affinities[{i}], got None")
             if keys.shape[0] != lifts.shape[0] or not 0 <= attribute < self.attribute_count:
                 raise ValueError(f"expected one lift per key and an attribute index below {self.attribute_count}, "
                                  f"got {keys.shape[0]} keys, {lifts.shape[0]} lifts, attribute {attribute}")
+            for j in range(<size_t>lifts.shape[0]):
+                _checked(lifts[j], "lifts")
+            affinity_array[i].other_lift = _checked(other_lift, "lifts")
             affinity_array[i].symbols = self.symbols + <size_t>attribute * self.capacity
             affinity_array[i].key_count = keys.shape[0]
             affinity_array[i].keys = &keys[0] if keys.shape[0] else NULL
@@ -474,8 +510,9 @@ cdef class ItemTable:
         memcpy(<void*>evidence.levels, level_array, sizeof(level_array))
         memcpy(<void*>evidence.affinities, affinity_array, sizeof(affinity_array))
         evidence.together = &together[0] if together is not None and together.shape[0] else NULL
-        evidence.together_scale, evidence.together_support = 0.0, together_support
-        evidence.together_strength, evidence.together_exponent = together_strength, together_exponent
+        evidence.together_scale, evidence.together_support = 0.0, _checked(together_support, "together_support")
+        evidence.together_strength = _above_zero(together_strength, "together_strength")
+        evidence.together_exponent = _checked(together_exponent, "together_exponent")
         padded = None
         cdef float[::1] padded_view
         evidence.vector, evidence.embeddings, evidence.width = NULL, self.embeddings, self.width
@@ -483,7 +520,8 @@ cdef class ItemTable:
             padded = np.zeros(self.width, np.float32)
             padded_view = padded
             for i in range(<size_t>self.dimension):
-                padded_view[i] = <float>tb_signed_log1p(vector[i]) if vector_log else vector[i]
+                if isfinite(vector[i]):
+                    padded_view[i] = <float>tb_signed_log1p(vector[i]) if vector_log else vector[i]
             evidence.vector = &padded_view[0]
         self.generation += 1
         if self.generation == 0:  # the counter came round: forget the old marks
@@ -508,15 +546,18 @@ cdef class ItemTable:
         heap = <tb_ranked*>_grown(NULL, 0, k * sizeof(tb_ranked))
         try:
             with nogil:
-                if evidence.together != NULL and touched_count:
+                if evidence.together != NULL:
                     evidence.together_scale = tb_together_scale(&evidence, self.rows, self.count, touched_pointer, touched_count)
+                    if evidence.together_scale == 0.0:
+                        evidence.together = NULL
                 ranking = tb_rank(&evidence, &rules, &ids, self.rows, self.count, candidate_pointer, count, k, heap, &kept)
             normaliser = ranking.estimate_sum / ranking.score_sum if ranking.score_sum > 0.0 else 1.0
             winners = []
             for i in range(kept):
                 parts = tb_score(&evidence, self.rows, heap[i].item)
                 winners.append((heap[i].item, <float>(parts.score * normaliser), parts.base, parts.in_context,
-                                parts.together_share, parts.affinity_lift, parts.affinity_index, parts.vector_lift))
+                                parts.together_share, parts.affinity_lift, parts.affinity_index, parts.vector_lift,
+                                tb_reason_code(&parts, evidence.uniform, notable)))
         finally:
             free(heap)
         return winners, ranking.candidate_count, ranking.excluded_count, ranking.eligible_count
