@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from tailorbird.native import exp2
 
 INT64_MAX = 2**63 - 1
 INT64_MIN = -(2**63)
@@ -123,3 +125,150 @@ def accumulate(
 def best_items(scores: npt.NDArray[np.float32], limit: int) -> list[int]:
     """Return the items scored above zero, best first, ties by smaller number, at most `limit`."""
     return sorted(np.flatnonzero(scores).tolist(), key=lambda item: (-scores[item], item))[:limit]
+
+
+# ---- scoring.h -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class ScoredItem:
+    """One row of an `ItemTable`."""
+
+    id: str
+    live: bool = True
+    stock: int = -1
+    start_s: int = 0
+    end_s: int = 0
+    symbols: tuple[int, ...] = ()
+    embedding: npt.NDArray[np.float32] | None = None
+    count: float = 0.0
+
+
+def lookup(items: Sequence[ScoredItem], ids: Sequence[str]) -> list[int]:
+    """Return the number of each id, `UNKNOWN_ITEM` where no item has it."""
+    numbers = {item.id: number for number, item in enumerate(items)}
+    return [numbers.get(item_id, 0xFFFFFFFF) for item_id in ids]
+
+
+def exp2_of(exponent: float) -> float:
+    out = np.empty(1)
+    exp2.exp2(np.array([exponent]), out)
+    return float(out[0])
+
+
+def log2_of(number: float) -> float:
+    out = np.empty(1)
+    exp2.log2(np.array([number]), out)
+    return float(out[0])
+
+
+def dot(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    """Return the sum of products over 16 lanes, the lanes added as a tree."""
+    lanes = np.zeros(16, np.float32)
+    products = np.zeros(-(-len(a) // 16) * 16, np.float32)
+    products[: len(a)] = a * b
+    for row in products.reshape(-1, 16):
+        lanes += row
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = lanes[:half] + lanes[half:]
+    return float(lanes[0])
+
+
+def rank(
+    items: Sequence[ScoredItem],
+    candidates: Sequence[int] | None,
+    k: int,
+    now_s: int,
+    *,
+    require_stock: bool = True,
+    allowed: Sequence[int] | None = None,
+    excluded: Sequence[int] = (),
+    scale: float = 1.0,
+    total: float = 0.0,
+    uniform_strength: float = 1.0,
+    levels: Sequence[tuple[Mapping[int, float], float, float]] = (),
+    together: Mapping[int, float] | None = None,
+    together_support: float = 0.0,
+    together_strength: float = 1.0,
+    together_exponent: float = 0.0,
+    affinities: Sequence[tuple[int, Mapping[int, float], float]] = (),
+    vector: npt.NDArray[np.float32] | None = None,
+    vector_log: bool = False,
+    notable: float = 1.1,
+) -> tuple[list[tuple[int, float, float, float, float, float, int, float, int]], int, int, int]:
+    """Return what `ItemTable.rank` does; cells, co-occurrence (in the order touched) and affinities are mappings."""
+    uniform = 1.0 / max(1, sum(item.live for item in items))
+    if vector is not None:
+        logs = [math.copysign(log2_of(1.0 + abs(x)) / 1.4426950408889634, x) for x in vector.tolist()]
+        vector = np.where(np.isfinite(vector), np.array(logs, np.float32) if vector_log else vector, np.float32(0))
+
+    def in_context(number: int) -> tuple[float, float]:
+        base = estimate = (items[number].count * scale + uniform_strength * uniform) / (total + uniform_strength)
+        for counts, level_total, strength in levels:
+            estimate = (counts.get(number, 0.0) * scale + strength * estimate) / (level_total + strength)
+        return base, estimate
+
+    def followed(number: int) -> float:
+        score = together.get(number, 0.0) if together else 0.0
+        if score > 0.0 and together_exponent != 0.0:
+            score *= exp2_of(together_exponent * log2_of(in_context(number)[1] / uniform))
+        return score
+
+    q_sum = 0.0
+    for number in together or ():
+        q_sum += followed(number)
+    q_scale = 1.0 / q_sum if q_sum > 0.0 else 0.0
+
+    def parts(number: int) -> tuple[float, float, float, float, float, int, float, float]:
+        base, estimate = in_context(number)
+        after_context, share = estimate, 0.0
+        if q_scale > 0.0:
+            brought = together_support * (followed(number) * q_scale)
+            whole = brought + together_strength * estimate
+            share = brought / whole if whole > 0.0 else 0.0
+            estimate = whole / (together_support + together_strength)
+        blended, best_lift, best_index, vector_lift = estimate, 1.0, -1, 1.0
+        for index, (attribute, lifts, other_lift) in enumerate(affinities):
+            symbol = items[number].symbols[attribute]
+            lift = lifts.get(symbol, other_lift) if symbol else 1.0
+            if lift > best_lift:
+                best_lift, best_index = lift, index
+            estimate *= lift
+        embedding = items[number].embedding
+        if vector is not None and embedding is not None:
+            exponent = dot(vector, embedding)
+            if not math.isnan(exponent):
+                vector_lift = exp2_of(min(max(exponent * 1.4426950408889634, -30.0), 30.0))
+            estimate *= vector_lift
+        score = min(estimate, float(np.finfo(np.float32).max)) if estimate > 0.0 else 0.0
+        return base, after_context, share, blended, best_lift, best_index, vector_lift, score
+
+    known = [c for c in dict.fromkeys(range(len(items)) if candidates is None else candidates) if c < len(items)]
+    known = [number for number in known if items[number].live]
+    left = [number for number in known if number not in set(excluded)]
+    eligible = [
+        number
+        for number in left
+        if (not require_stock or items[number].stock != 0)
+        and items[number].start_s <= now_s
+        and (items[number].end_s == 0 or now_s < items[number].end_s)
+        and (allowed is None or allowed[number])
+    ]
+    scored = {number: parts(number) for number in eligible}
+    score_sum = estimate_sum = 0.0
+    for *_, blended, _, _, _, score in scored.values():
+        score_sum, estimate_sum = score_sum + score, estimate_sum + blended
+    normaliser = estimate_sum / score_sum if score_sum > 0.0 else 1.0
+    best = sorted(eligible, key=lambda number: (-np.float32(scored[number][-1]), items[number].id.encode()))[:k]
+    winners = []
+    for number in best:
+        base, after_context, share, _, best_lift, best_index, vector_lift, score = scored[number]
+        final = float(np.float32(score * normaliser))
+        strengths = [after_context / base, vector_lift, best_lift, 1.0 / (1.0 - min(share, 0.999999))]
+        code = 0
+        for digit in sorted(range(4), key=lambda reason: -strengths[reason]):
+            code = code * 6 + digit + 1 if strengths[digit] > notable else code
+        code = code or (5 if base > uniform else 0)
+        winners.append((number, final, base, after_context, share, best_lift, best_index, vector_lift, code))
+    return winners, len(known), len(known) - len(left), len(eligible)

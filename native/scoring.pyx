@@ -454,8 +454,8 @@ cdef class ItemTable:
         lift). `together` are co-occurrence scores per item, zero but for the `touched` items; where these sum to zero they say
         nothing and are passed over. Values of `vector` that are not finite count as 0; with `vector_log` they enter as
         sign(x) ln(1 + |x|). A winner is (item, score, base, in_context, together_share, affinity_lift, affinity_index,
-        vector_lift). Raises ValueError for lengths that do not fit, and for counts, totals, strengths and lifts that are
-        negative or not finite.
+        vector_lift, reason code of what multiplied the score by more than `notable`). Raises ValueError for lengths that do
+        not fit, and for counts, totals, strengths and lifts that are negative or not finite.
         """
         cdef tb_evidence evidence
         cdef tb_level level_array[TB_LEVELS_MAX]
