@@ -10,9 +10,11 @@ import msgspec
 from tailorbird.engine.configuration import Configuration, parse_configuration
 from tailorbird.engine.consent import Purpose, bit
 from tailorbird.engine.durations import duration_ms
-from tailorbird.engine.features import FeatureSet, UpdateProgram, compile_features
+from tailorbird.engine.errors import ConfigurationError
+from tailorbird.engine.features import FeatureSet, UpdateProgram, ValueKind, compile_features
 from tailorbird.engine.identifiers import Namespace, namespaces_with
 from tailorbird.engine.vocabulary import ItemList, SignalType
+from tailorbird.native import record
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ def compile_configuration(text: str, version: int, layout_version: int) -> Compi
         )
         for name, signal_type in configuration.signal_types().items()
     }
+    _check_kinds(configuration, features)
     windows = {
         placement.name: {
             kind: duration_ms(window, f"exclude in placement {placement.name!r}") for kind, window in placement.exclude.items()
@@ -90,6 +93,29 @@ def compile_configuration(text: str, version: int, layout_version: int) -> Compi
         tick_ms=duration_ms(statistics.tick, "statistics.tick"),
         count_dimensions=tuple(dict.fromkeys(name for names in statistics.levels for name in names)),
     )
+
+
+def _check_kinds(configuration: Configuration, features: FeatureSet) -> None:
+    """Raise `ConfigurationError` where a placement uses a feature for what its aggregate cannot say."""
+
+    def check(placement: str, use: str, names: list[str], aggregates: str, *ops: int) -> None:
+        for name in names:
+            feature = features.features[features.index[name]]
+            if feature.op not in ops or (feature.op == record.LAST and feature.value_kind is not ValueKind.NUMBER):
+                raise ConfigurationError(
+                    "BAD_PLACEMENT",
+                    f"expected {use} to name features of {aggregates}, got {name!r}, which is {feature.aggregate.name}, in "
+                    f"placement {placement!r}",
+                )
+
+    numbers = record.COUNT, record.SUM, record.LAST, record.TIME_SINCE, record.DECAYED
+    for placement in configuration.placements:
+        rank = placement.rank
+        check(placement.name, "exclude_recent", placement.exclude_recent, "last_k", record.LAST_K)
+        check(placement.name, "rank.recent", rank.recent, "last_k", record.LAST_K)
+        check(placement.name, "rank.affinity", list(rank.affinity.values()), "decayed_top_k", record.TOP_K)
+        if rank.vector is not None:
+            check(placement.name, "rank.vector.features", rank.vector.features, "one number", *numbers)
 
 
 def namespaces_of(configuration: Configuration) -> dict[str, Namespace]:

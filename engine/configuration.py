@@ -7,8 +7,10 @@ was probably meant. `features.py` compiles the declarations into the record layo
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import msgspec
 import yaml
@@ -278,8 +280,7 @@ def _check(configuration: Configuration, source: str) -> None:
             raise ConfigurationError(
                 "UNKNOWN_SIGNAL", f"expected a declared signal, got {name!r} in statistics{_near(name, signals)}, in {source}"
             )
-    duration_ms(configuration.statistics.half_life, "statistics.half_life")
-    duration_ms(configuration.statistics.tick, "statistics.tick")
+    _check_numbers(configuration, source)
     for limit in ("event_age_max", "event_ahead_max", "duplicate_window"):
         duration_ms(getattr(configuration.limits, limit), f"limits.{limit}")
     features = [f.name for f in configuration.features]
@@ -292,6 +293,33 @@ def _check(configuration: Configuration, source: str) -> None:
                 )
     for placement in configuration.placements:
         _check_placement(placement, configuration, features, source)
+
+
+def _check_numbers(configuration: Configuration, source: str) -> None:
+    statistics, limits = configuration.statistics, configuration.limits
+    for name in limits.__struct_fields__:
+        value = getattr(limits, name)
+        if isinstance(value, int) and value < 1:
+            raise ConfigurationError("BAD_LIMIT", f"expected limits.{name} of at least 1, got {value}, in {source}")
+    if duration_ms(statistics.half_life, "statistics.half_life") == 0:
+        raise ConfigurationError("BAD_DURATION", f"expected statistics.half_life above 0, got 0, in {source}")
+    duration_ms(statistics.tick, "statistics.tick")
+    weights = {f"statistics.signals.{name}": weight for name, weight in statistics.signals.items()}
+    for name, number in {"statistics.strength": statistics.strength, **weights}.items():
+        if not (math.isfinite(number) and number > 0):
+            raise ConfigurationError("BAD_CONFIGURATION", f"expected {name} finite and above 0, got {number}, in {source}")
+    if configuration.embedding_dimension < 0:
+        raise ConfigurationError(
+            "BAD_CONFIGURATION", f"expected embedding_dimension of at least 0, got {configuration.embedding_dimension}, in {source}"
+        )
+    try:
+        ZoneInfo(configuration.zone)
+    except (OSError, ValueError, KeyError):
+        raise ConfigurationError(
+            "BAD_CONFIGURATION",
+            f"expected `zone` as a time zone such as Europe/London, got {configuration.zone!r}, in {source}; correct it, or "
+            "install the zones (tzdata)",
+        ) from None
 
 
 def _check_placement(placement: Placement, configuration: Configuration, features: list[str], source: str) -> None:

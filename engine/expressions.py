@@ -71,10 +71,11 @@ class _Parser:
         if self.at("("):
             self.advance()
             while not self.at(")"):
+                field_error = self.fail("one field only")
                 word = self.take("name")
                 if not self.at("="):
                     if read:
-                        raise self.fail("one field only")
+                        raise field_error
                     read = word
                 else:
                     self.advance()
