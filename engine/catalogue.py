@@ -63,7 +63,9 @@ class Catalogue:
         symbols = tuple(
             symbol_of(value) if (value := item.attributes.get(name)) else NO_SYMBOL for name in self.attributes
         )
-        embedding = np.array(item.embedding, np.float32) if item.embedding and self.items.dimension else None
+        # Embeddings put under a configuration of another dimension say nothing until they are put again.
+        fits = len(item.embedding) == self.items.dimension > 0
+        embedding = np.array(item.embedding, np.float32) if fits else None
         self.items.put(
             number, item.id, row.live, item.stock, -(-item.start // 1000), -(-item.end // 1000), symbols, embedding
         )

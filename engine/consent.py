@@ -81,7 +81,8 @@ def mask_of(data_types: tuple[DataType, ...], purposes: tuple[Purpose, ...] = US
 class ConsentChoice(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """A choice of one person: the masks it grants and denies, and the basis it rests on.
 
-    A bit granted by a later choice leaves `denied`, and the reverse; `restricted` bits stay stored and unused until lifted.
+    A bit granted by a later choice leaves `denied`, and the reverse; what is stored under `restricted` bits stays unused,
+    whatever is chosen later, until a choice names them in `lifted`.
     """
 
     granted: int = 0
@@ -89,6 +90,7 @@ class ConsentChoice(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     restricted: int = 0
     basis: Basis = Basis.EXPLICIT
     notice: str = ""
+    lifted: int = 0
 
 
 def permitted(granted: int, denied: int, restricted: int, jurisdiction: Jurisdiction) -> int:
@@ -113,7 +115,8 @@ class ConsentMasks(msgspec.Struct, frozen=True, array_like=True):
         explicit = (self.explicit & ~choice.granted) & granted
         if choice.basis is Basis.EXPLICIT:
             explicit |= choice.granted & granted
-        return ConsentMasks(granted, denied, choice.restricted, explicit)
+        restricted = (self.restricted & ~choice.lifted) | choice.restricted
+        return ConsentMasks(granted, denied, restricted, explicit)
 
     def permits(self, jurisdiction: Jurisdiction) -> int:
         """Return the bits that may be used."""
@@ -131,15 +134,15 @@ class ConsentMasks(msgspec.Struct, frozen=True, array_like=True):
 def parse_choice(text: str, basis: str = Basis.EXPLICIT) -> ConsentChoice:
     """Return the choice written as `granted:behavioural,transactional/collect+profile;denied:location`.
 
-    A data type without purposes stands for `USUAL_PURPOSES` when granted and for every purpose when denied or restricted;
-    `all` names every data type. Raises `CallerError` BAD_CONSENT naming the word that is not known.
+    A data type without purposes stands for `USUAL_PURPOSES` when granted and for every purpose when denied, restricted or
+    lifted (a restriction taken back); `all` names every data type. Raises `CallerError` BAD_CONSENT naming the word that is not known.
     """
-    masks = {"granted": 0, "denied": 0, "restricted": 0}
+    masks = {"granted": 0, "denied": 0, "restricted": 0, "lifted": 0}
     for clause in filter(None, text.split(";")):
         verb, colon, targets = clause.strip().partition(":")
         if verb not in masks or not colon:
             raise CallerError(
-                "BAD_CONSENT", f"expected granted:, denied: or restricted: followed by data types, got {clause!r}"
+                "BAD_CONSENT", f"expected granted:, denied:, restricted: or lifted: followed by data types, got {clause!r}"
             )
         for target in targets.split(","):
             masks[verb] |= _target_mask(target.strip(), USUAL_PURPOSES if verb == "granted" else tuple(Purpose))
@@ -147,9 +150,7 @@ def parse_choice(text: str, basis: str = Basis.EXPLICIT) -> ConsentChoice:
         ground = Basis(basis)
     except ValueError:
         raise CallerError("BAD_CONSENT", f"expected a basis of {', '.join(Basis)}, got {basis!r}") from None
-    return ConsentChoice(
-        granted=masks["granted"], denied=masks["denied"], restricted=masks["restricted"], basis=ground
-    )
+    return ConsentChoice(**masks, basis=ground)
 
 
 def _target_mask(target: str, default_purposes: tuple[Purpose, ...]) -> int:

@@ -228,6 +228,8 @@ class Decider:
             degraded.append("NOTHING_ELIGIBLE")
         if unknown:
             degraded.append("UNKNOWN_CANDIDATES")
+        if evidence.model_damage is not None:
+            degraded.append(evidence.model_damage.reason)
         if not winners:
             tier = Tier.EMPTY
         elif known.speaks:

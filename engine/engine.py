@@ -125,6 +125,7 @@ class Engine:
             raise
         try:
             engine._start(text)
+            engine._check_models()
         except BaseException:
             engine._release()
             raise
@@ -203,6 +204,13 @@ class Engine:
             layouts = read_layouts(self._store, txn, self._store.read_head(txn))
         if layouts is None or layouts.current.text != text:
             self._writer.configure(text)
+
+    def _check_models(self) -> None:
+        """Tell of a model that decisions will have to do without."""
+        with self._store.reading() as txn:
+            self._evidence.follow_models(self._store.read_head(txn))
+        if self._evidence.model_damage is not None:
+            self.recovery.append(str(self._evidence.model_damage))
 
     def _rebuild(self) -> None:
         self._store.close()

@@ -60,6 +60,7 @@ class Evidence:
         self.catalogue: Catalogue
         self.statistics: Statistics
         self.neighbours: Neighbours | None = None
+        self.model_damage: Damaged | None = None
         self._counts_followed = -1
         self._neighbours_name = ""
         self.scratch: npt.NDArray[np.float32] = np.zeros(0, np.float32)
@@ -87,7 +88,7 @@ class Evidence:
             self._counts_followed = -1
         self.catalogue.follow(self.store, txn, head)
         self._follow_counts(txn, head)
-        self._follow_models(head)
+        self.follow_models(head)
         if len(self.scratch) < self.catalogue.items.count:
             size = max(1024, 2 * self.catalogue.items.count)
             self.scratch, self.touched = np.zeros(size, np.float32), np.zeros(size, np.uint32)
@@ -131,19 +132,30 @@ class Evidence:
             )
         self._counts_followed = head.count_changes_end
 
-    def _follow_models(self, head: Head) -> None:
+    def follow_models(self, head: Head) -> None:
+        """Map the models in force. One that is damaged or gone is left out and told in `model_damage`: decisions go on."""
         name, checksum = head.models.get(COOCCURRENCE, ("", 0))
         if name == self._neighbours_name:
             return
-        if name:
-            self.neighbours, _, found = open_neighbours(self.models / name)
+        self._neighbours_name, self.neighbours, self.model_damage = name, None, None
+        if not name:
+            return
+        path = self.models / name
+        try:
+            neighbours, _, found = open_neighbours(path)
             if found != checksum:
                 raise Damaged(
-                    "DAMAGED_MODEL", f"expected checksum {checksum:x} of {name}, got {found:x}; train the model again"
+                    "DAMAGED_MODEL",
+                    f"expected checksum {checksum:016x}, got {found:016x}, in {path}; run `tailorbird train cooccurrence` again",
                 )
-        else:
-            self.neighbours = None
-        self._neighbours_name = name
+            self.neighbours = neighbours
+        except Damaged as error:
+            self.model_damage = error
+        except OSError as error:
+            self.model_damage = Damaged(
+                "DAMAGED_MODEL",
+                f"expected a model in {path}, got: {error.strerror}; run `tailorbird train cooccurrence` again",
+            )
 
     # ---- derived from the counts -----------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ RECORDS_CACHED_MAX = 16_384
 KEYS_CACHED_MAX = 400_000
 ITEMS_CACHED_MAX = 50_000
 LISTS_CHUNK_BYTES = 1_800
+LISTS_CHUNK_ENTRIES = (LISTS_CHUNK_BYTES - 8) // 8
 NO_FRAGMENT = bytes(16)
 CHANGES_KEPT = 200_000
 
@@ -454,7 +455,8 @@ class State:
     # ---- lists ---------------------------------------------------------------------------------------------------
 
     def extend_list(self, fragment: bytes, kind: int, entries: bytes, entries_max: int) -> None:
-        """Append (item u32, time s u32) entries to one list of a fragment; beyond `entries_max` the oldest chunk goes.
+        """Append (item u32, time s u32) entries to one list of a fragment. The newest `entries_max` stay, and
+        what fills up their chunk; older ones go by the chunk.
 
         Chunks are keyed newest first. Each begins with how many entries were dropped before it (u32) and 4 bytes of zeros.
         """
@@ -465,7 +467,7 @@ class State:
             room = (LISTS_CHUNK_BYTES - len(chunk)) // 8 * 8
             if room <= 0:
                 number -= 1
-                oldest = number + 1 + entries_max * 8 // LISTS_CHUNK_BYTES
+                oldest = number + 1 + -(-entries_max // LISTS_CHUNK_ENTRIES)
                 dropped = int.from_bytes(chunk[:4], "little")
                 if oldest <= 0xFFFFFFFF:
                     lost = self.txn.pop(prefix + u32(oldest), db=self.tables["lists"])

@@ -16,7 +16,7 @@ from tailorbird.engine.errors import PreconditionFailed
 from tailorbird.engine.facts import FactKind, SignalFact, decode_fact
 from tailorbird.engine.log import LocalLog
 from tailorbird.engine.neighbours_file import write_neighbours
-from tailorbird.engine.state import item_key, read_layouts
+from tailorbird.engine.state import Layouts, item_key, masks_of, read_layouts, read_record, split_person_row
 from tailorbird.engine.store import Store
 
 
@@ -25,7 +25,8 @@ def train_cooccurrence(
 ) -> tuple[str, int, int, dict[str, Any]]:
     """Return (file name, checksum, log position, summary) of a model trained on every order and visit in the log.
 
-    Only events of signal types that count in `statistics.signals` and whose consent covers training take part.
+    Only events of signal types that count in `statistics.signals` and whose consent covered training when they
+    came, and whose person's still does, take part.
     """
     with store.reading() as txn:
         head = store.read_head(txn)
@@ -38,6 +39,7 @@ def train_cooccurrence(
             for name, plan in layouts.current.plans.items()
             if name in configuration.statistics.signals
         }
+        permitted: dict[bytes, int] = {}
         numbers: dict[str, int] = {}
         groups: list[int] = []
         times: list[int] = []
@@ -54,13 +56,19 @@ def train_cooccurrence(
             # All devices of a person train as one; their fragments' person is the one known today.
             row = txn.get(fact.anchors[0].key, db=store.tables["identifiers"])
             assert row is not None, "every identifier in an applied fact has a row"
-            group = int.from_bytes(row[:8], "little", signed=True)
+            person = row[:16]
+            if person not in permitted:
+                permitted[person] = _permitted(layouts, txn.get(person, db=store.tables["people"]))
+            if not permitted[person] & wanted[fact.type]:
+                continue
+            group = int.from_bytes(person[:8], "little", signed=True)
             for line in product_lines(fact.properties):
                 item_id = line["product_id"]
                 number = numbers.get(item_id)
                 if number is None:
                     packed = txn.get(item_key(item_id), db=table)
-                    assert packed is not None, "every item in an applied fact has a number"
+                    if packed is None:  # neither listed, counted nor in the catalogue: it cannot be recommended
+                        continue
                     number = numbers[item_id] = int.from_bytes(packed, "big")
                 groups.append(group)
                 times.append(fact.event_time)
@@ -81,3 +89,11 @@ def train_cooccurrence(
         "parameters": parameters,
     }
     return path.name, checksum, head.position, summary
+
+
+def _permitted(layouts: Layouts, data: bytes | None) -> int:
+    """Return what the choices standing today permit of a stored person."""
+    if data is None:
+        return 0
+    masks = masks_of(read_record(layouts, split_person_row(data)[0]))
+    return masks.permits(layouts.current.configuration.jurisdiction)

@@ -429,8 +429,8 @@ static inline tb_ranking tb_rank(const tb_evidence *evidence, const tb_rules *ru
                 __builtin_prefetch(&rows[candidates[i + 16]], 1);
                 for (size_t l = 0; l < evidence->level_count; l++) tb_level_prefetch(&evidence->levels[l], candidates[i + 16]);
             }
-            if (evidence->vector != NULL && i + 6 < count && candidates[i + 6] < item_count) {
-                const float *row = evidence->embeddings + (size_t)candidates[i + 6] * evidence->width;
+            if (evidence->vector != NULL && i + 12 < count && candidates[i + 12] < item_count) {
+                const float *row = evidence->embeddings + (size_t)candidates[i + 12] * evidence->width;
                 for (size_t f = 0; f < evidence->width; f += TB_LANES) __builtin_prefetch(row + f);
             }
         }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tailorbird.engine import Engine
+from tailorbird.engine import Engine, Signal
 from tailorbird.engine.compiled import compile_configuration
 from tailorbird.engine.consent import ConsentChoice, DataType, Purpose, bit, parse_choice
 from tailorbird.engine.errors import ConfigurationError
@@ -25,7 +26,7 @@ from tests.engine.shops import (
 HOUR = 3_600_000
 CATEGORIES = ("behavioural", "contextual", "transactional", "preference", "demographic")
 # One signal of each category, with the feature of it that `ONE_OF_EACH` declares.
-SIGNALS = {
+SIGNALS: dict[str, tuple[str, dict[str, Any]]] = {
     "behavioural": ("product_viewed", {"product_id": "mug"}),
     "contextual": ("context_observed", {"weather": "rain"}),
     "transactional": ("order_completed", {"products": [{"product_id": "mug"}], "total": 9.5}),
@@ -63,9 +64,9 @@ def refusal(*declarations: str) -> ConfigurationError:
     return caught.value
 
 
-def apply(engine: Engine, *signals: object) -> None:
+def apply(engine: Engine, *signals: Signal) -> None:
     """Ingest signals, all of which must be applied."""
-    outcomes = engine.ingest(signals).outcomes  # type: ignore[arg-type]
+    outcomes = engine.ingest(signals).outcomes
     assert {outcome.status for outcome in outcomes} == {Status.APPLIED}, outcomes
 
 
@@ -122,12 +123,12 @@ def test_a_head_too_large_names_what_takes_the_room() -> None:
 # ---- every aggregate -------------------------------------------------------------------------------------------------
 
 
-def view(message_id: str, at: int, product_id: str = "mug", **properties: object) -> object:
+def view(message_id: str, at: int, product_id: str = "mug", **properties: Any) -> Signal:
     return signal(message_id, "product_viewed", at, product_id=product_id, **properties)
 
 
 def read(
-    tmp_path: Path, declaration: str, *signals: object, at: int = START, items: tuple[Item, ...] = ()
+    tmp_path: Path, declaration: str, *signals: Signal, at: int = START, items: tuple[Item, ...] = ()
 ) -> FeatureValue:
     """Return the one feature after the signals, and check that replaying them leads to the same state."""
     with open_shop(tmp_path, features(declaration) + "attributes: [category, brand]\n") as engine:
