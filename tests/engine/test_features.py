@@ -147,7 +147,10 @@ def test_count_counts_events_of_its_signals_only(tmp_path: Path) -> None:
 
 
 def test_sum_adds_a_property_and_every_line_of_an_order(tmp_path: Path) -> None:
-    order = {"products": [{"product_id": "mug", "price": 2.5}, {"product_id": "cup", "price": 4}], "total": 6.5}
+    order: dict[str, Any] = {
+        "products": [{"product_id": "mug", "price": 2.5}, {"product_id": "cup", "price": 4}],
+        "total": 6.5,
+    }
     signals = [signal("a", "order_completed", **order), signal("b", "order_completed", products=[], total=-1.25)]
     assert read(tmp_path / "own", "signal: order_completed, aggregate: sum(total)", *signals).value == 5.25
     assert read(tmp_path / "lines", "signal: order_completed, aggregate: sum(price)", *signals).value == 6.5
