@@ -106,10 +106,14 @@ class Admission:
     def _anchors(self, identifiers: Mapping[str, str]) -> tuple[Anchor, ...]:
         """Return the usable identifiers, best first. A placeholder beside a real one is passed over, alone it is refused."""
         if not isinstance(identifiers, Mapping):
-            raise Rejected("WRONG_TYPE", f"expected identifiers as a mapping of namespaces to values, got {_shown(identifiers)}")
+            raise Rejected(
+                "WRONG_TYPE", f"expected identifiers as a mapping of namespaces to values, got {_shown(identifiers)}"
+            )
         for name, value in identifiers.items():
             if type(name) is not str or type(value) is not str:
-                raise Rejected("WRONG_TYPE", f"expected a string in identifier {_shown(name)}, got {type(value).__name__}")
+                raise Rejected(
+                    "WRONG_TYPE", f"expected a string in identifier {_shown(name)}, got {type(value).__name__}"
+                )
         try:
             return self.hasher.anchors(identifiers)
         except CallerError as error:
@@ -180,7 +184,9 @@ class Admission:
         compiled = self.state.compiled
         time = signal.event_time
         if not isinstance(time, int) or isinstance(time, bool):
-            raise Rejected("WRONG_TYPE", f"expected event_time as integer milliseconds since 1970 UTC, got {_shown(time)}")
+            raise Rejected(
+                "WRONG_TYPE", f"expected event_time as integer milliseconds since 1970 UTC, got {_shown(time)}"
+            )
         if time < append_time - compiled.event_age_max_ms:
             raise Rejected(
                 "EVENT_TOO_OLD",
@@ -243,18 +249,25 @@ class Admission:
             size += self._check_scalar(f"context.{name}", text)
         if size > limits.signal_bytes_max:
             raise Rejected(
-                "SIGNAL_TOO_LARGE", f"expected at most limits.signal_bytes_max = {limits.signal_bytes_max} bytes, got {size}"
+                "SIGNAL_TOO_LARGE",
+                f"expected at most limits.signal_bytes_max = {limits.signal_bytes_max} bytes, got {size}",
             )
 
     def _check_products(self, lines: Any, products_max: int) -> int:
         if not isinstance(lines, list | tuple):
-            raise Rejected("WRONG_TYPE", f"expected {EXPECTED[Kind.PRODUCTS]} in property 'products', got {_shown(lines)}")
+            raise Rejected(
+                "WRONG_TYPE", f"expected {EXPECTED[Kind.PRODUCTS]} in property 'products', got {_shown(lines)}"
+            )
         if len(lines) > products_max:
-            raise Rejected("TOO_MANY_PRODUCTS", f"expected at most limits.products_max = {products_max}, got {len(lines)}")
+            raise Rejected(
+                "TOO_MANY_PRODUCTS", f"expected at most limits.products_max = {products_max}, got {len(lines)}"
+            )
         size = 0
         for index, line in enumerate(lines):
             if not isinstance(line, Mapping) or "product_id" not in line:
-                raise Rejected("WRONG_TYPE", f"expected a product line with a product_id at products[{index}], got {_shown(line)}")
+                raise Rejected(
+                    "WRONG_TYPE", f"expected a product line with a product_id at products[{index}], got {_shown(line)}"
+                )
             for name, value in line.items():
                 kind = PRODUCT_FIELDS.get(name)
                 if kind is None:
@@ -267,7 +280,9 @@ class Admission:
         if type(name) is not str:
             raise Rejected("WRONG_TYPE", f"expected names as strings in {where}, got {_shown(name)}")
         if len(name) > NAME_BYTES_MAX or (size := self._check_text(f"a name in {where}", name)) > NAME_BYTES_MAX:
-            raise Rejected("FIELD_TOO_LARGE", f"expected names of at most {NAME_BYTES_MAX} bytes in {where}, got {_shown(name)}")
+            raise Rejected(
+                "FIELD_TOO_LARGE", f"expected names of at most {NAME_BYTES_MAX} bytes in {where}, got {_shown(name)}"
+            )
         return size
 
     def _check_kind(self, name: str, value: Any, kind: Kind) -> int:
@@ -297,13 +312,16 @@ class Admission:
             return 8
         if isinstance(value, float) and math.isfinite(value):
             return 8
-        raise Rejected("WRONG_TYPE", f"expected a string, finite number or boolean in property {name!r}, got {_shown(value)}")
+        raise Rejected(
+            "WRONG_TYPE", f"expected a string, finite number or boolean in property {name!r}, got {_shown(value)}"
+        )
 
     def _check_text(self, name: str, value: str) -> int:
         limit = self.state.compiled.configuration.limits.field_bytes_max
         if len(value) > limit:
             raise Rejected(
-                "FIELD_TOO_LARGE", f"expected at most limits.field_bytes_max = {limit} bytes in {name!r}, got {len(value)}"
+                "FIELD_TOO_LARGE",
+                f"expected at most limits.field_bytes_max = {limit} bytes in {name!r}, got {len(value)}",
             )
         if value.isascii():
             return len(value)
@@ -314,7 +332,9 @@ class Admission:
                 "BAD_UTF8", f"expected UTF-8 text in {name!r}, got a lone surrogate at character {error.start}"
             ) from None
         if size > limit:
-            raise Rejected("FIELD_TOO_LARGE", f"expected at most limits.field_bytes_max = {limit} bytes in {name!r}, got {size}")
+            raise Rejected(
+                "FIELD_TOO_LARGE", f"expected at most limits.field_bytes_max = {limit} bytes in {name!r}, got {size}"
+            )
         return size
 
 

@@ -7,7 +7,7 @@ log is; replay calls it with the same facts at the same positions and so reaches
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -32,7 +32,16 @@ from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.people import People
 from tailorbird.engine.state import CHANGES_KEPT, State, masks_of, set_masks
-from tailorbird.engine.statistics import CELLS_MAX, EVERYTHING, CellRow, Change, Increment, Statistics, context_cells, pack_rows
+from tailorbird.engine.statistics import (
+    CELLS_MAX,
+    EVERYTHING,
+    CellRow,
+    Change,
+    Increment,
+    Statistics,
+    context_cells,
+    pack_rows,
+)
 from tailorbird.engine.store import Head, Store, scan, u32, u64
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import ItemList
@@ -63,7 +72,7 @@ class Applier:
         self._statistics: Statistics | None = None
         self._increments: list[bytes] = []
         self._cells_of: dict[tuple[str, ...], list[int]] = {}
-        self._apply = {
+        self._apply: dict[int, Callable[[Any, int, int], None]] = {
             int(FactKind.SIGNAL): self._signal,
             int(FactKind.CONSENT): self._consent,
             int(FactKind.LINK): self._link,
@@ -245,7 +254,9 @@ class Applier:
         if keys is None:
             if len(self._cells_of) > CONTEXTS_CACHED_MAX:
                 self._cells_of.clear()
-            keys = self._cells_of[context] = self._cells(dict(zip(self.state.compiled.count_dimensions, values, strict=True)))
+            keys = self._cells_of[context] = self._cells(
+                dict(zip(self.state.compiled.count_dimensions, values, strict=True))
+            )
         time = fact.event_time
         add = self._increments.append
         pack = INCREMENT.pack

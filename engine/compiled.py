@@ -73,7 +73,8 @@ def compile_configuration(text: str, version: int, layout_version: int) -> Compi
     _check_kinds(configuration, features)
     windows = {
         placement.name: {
-            kind: duration_ms(window, f"exclude in placement {placement.name!r}") for kind, window in placement.exclude.items()
+            kind: duration_ms(window, f"exclude in placement {placement.name!r}")
+            for kind, window in placement.exclude.items()
         }
         for placement in configuration.placements
     }

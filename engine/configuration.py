@@ -27,7 +27,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pass
 
 
-class Limits(_Section):
+class Limits(_Section, frozen=True):
     """Every bound has a name, and the name appears in the error."""
 
     signal_bytes_max: int = 256 * 1024
@@ -45,7 +45,7 @@ class Limits(_Section):
     list_entries_max: int = 2_000
 
 
-class SignalDeclaration(_Section):
+class SignalDeclaration(_Section, frozen=True):
     """A signal type of the user's own, beside the built-in vocabulary."""
 
     name: str
@@ -55,7 +55,7 @@ class SignalDeclaration(_Section):
     adds_to: ItemList | None = None
 
 
-class FeatureDeclaration(_Section):
+class FeatureDeclaration(_Section, frozen=True):
     """A feature: which signals feed it and how they are aggregated."""
 
     name: str
@@ -68,19 +68,17 @@ class FeatureDeclaration(_Section):
         return [self.signal] if isinstance(self.signal, str) else self.signal
 
 
-class Statistics(_Section):
+class Statistics(_Section, frozen=True):
     """Popularity: which signals count how much, how fast they fade, and the context levels, coarse to fine."""
 
     signals: dict[str, float] = msgspec.field(default_factory=lambda: {"order_completed": 1.0})
     half_life: str = "14d"
-    levels: list[list[str]] = msgspec.field(
-        default_factory=lambda: [["country"], ["country", "device", "daypart"]]
-    )
+    levels: list[list[str]] = msgspec.field(default_factory=lambda: [["country"], ["country", "device", "daypart"]])
     strength: float = 200.0
     tick: str = "1s"
 
 
-class Retrieve(_Section):
+class Retrieve(_Section, frozen=True):
     """How many candidates each retriever may bring; `whole_catalogue` scores every item instead (up to 20,000)."""
 
     whole_catalogue: bool = False
@@ -90,14 +88,14 @@ class Retrieve(_Section):
     new: int = 100
 
 
-class Vector(_Section):
+class Vector(_Section, frozen=True):
     """A linear model per item: the person's features (log1p or as they are) against the item's embedding."""
 
     features: list[str]
     transform: str = "log1p"
 
 
-class Rank(_Section):
+class Rank(_Section, frozen=True):
     """What refines popularity: the items the person had to do with, affinities to item attributes, a vector."""
 
     recent: list[str] = []
@@ -106,7 +104,7 @@ class Rank(_Section):
     vector: Vector | None = None
 
 
-class Placement(_Section):
+class Placement(_Section, frozen=True):
     """A named slot with its own policy."""
 
     name: str
@@ -124,7 +122,7 @@ class Placement(_Section):
     fallback: list[str] = []
 
 
-class NamespaceDeclaration(_Section):
+class NamespaceDeclaration(_Section, frozen=True):
     """An identifier namespace of the user's own, or a change to a built-in one."""
 
     priority: int
@@ -136,7 +134,7 @@ class NamespaceDeclaration(_Section):
     holds_state: bool = True
 
 
-class Identity(_Section):
+class Identity(_Section, frozen=True):
     """Identity rules: namespaces, further refused values, the region of phone numbers without a country code."""
 
     namespaces: dict[str, NamespaceDeclaration] = {}
@@ -144,7 +142,7 @@ class Identity(_Section):
     phone_region: str = ""
 
 
-class Configuration(_Section):
+class Configuration(_Section, frozen=True):
     """The whole of `tailorbird.yaml`."""
 
     version: int
@@ -183,7 +181,8 @@ def parse_configuration(text: str, source: str = "tailorbird.yaml") -> Configura
         raise ConfigurationError("BAD_YAML", f"expected YAML in {source}, got: {error}") from None
     if not isinstance(document, dict):
         raise ConfigurationError(
-            "BAD_CONFIGURATION", f"expected a mapping with at least `version: 1` in {source}, got {type(document).__name__}"
+            "BAD_CONFIGURATION",
+            f"expected a mapping with at least `version: 1` in {source}, got {type(document).__name__}",
         )
     try:
         configuration = msgspec.convert(document, Configuration, strict=True)
@@ -237,7 +236,8 @@ def _unique(names: list[str], what: str, source: str) -> None:
             )
         if name in seen:
             raise ConfigurationError(
-                "DUPLICATE_NAME", f"expected {what} names to differ, got two {what}s named {name!r}, in {source}; rename one"
+                "DUPLICATE_NAME",
+                f"expected {what} names to differ, got two {what}s named {name!r}, in {source}; rename one",
             )
         seen.add(name)
 
@@ -250,11 +250,13 @@ def _check(configuration: Configuration, source: str) -> None:
         )
     if configuration.vocabulary not in ("ecommerce", "none"):
         raise ConfigurationError(
-            "BAD_CONFIGURATION", f"expected `vocabulary` ecommerce or none, got {configuration.vocabulary!r}, in {source}"
+            "BAD_CONFIGURATION",
+            f"expected `vocabulary` ecommerce or none, got {configuration.vocabulary!r}, in {source}",
         )
     if configuration.state_sync not in ("commit", "interval"):
         raise ConfigurationError(
-            "BAD_CONFIGURATION", f"expected `state_sync` commit or interval, got {configuration.state_sync!r}, in {source}"
+            "BAD_CONFIGURATION",
+            f"expected `state_sync` commit or interval, got {configuration.state_sync!r}, in {source}",
         )
     _unique([s.name for s in configuration.signals], "signal", source)
     _unique([f.name for f in configuration.features], "feature", source)
@@ -278,7 +280,8 @@ def _check(configuration: Configuration, source: str) -> None:
     for name in configuration.statistics.signals:
         if name not in signals:
             raise ConfigurationError(
-                "UNKNOWN_SIGNAL", f"expected a declared signal, got {name!r} in statistics{_near(name, signals)}, in {source}"
+                "UNKNOWN_SIGNAL",
+                f"expected a declared signal, got {name!r} in statistics{_near(name, signals)}, in {source}",
             )
     _check_numbers(configuration, source)
     for limit in ("event_age_max", "event_ahead_max", "duplicate_window"):
@@ -307,10 +310,13 @@ def _check_numbers(configuration: Configuration, source: str) -> None:
     weights = {f"statistics.signals.{name}": weight for name, weight in statistics.signals.items()}
     for name, number in {"statistics.strength": statistics.strength, **weights}.items():
         if not (math.isfinite(number) and number > 0):
-            raise ConfigurationError("BAD_CONFIGURATION", f"expected {name} finite and above 0, got {number}, in {source}")
+            raise ConfigurationError(
+                "BAD_CONFIGURATION", f"expected {name} finite and above 0, got {number}, in {source}"
+            )
     if configuration.embedding_dimension < 0:
         raise ConfigurationError(
-            "BAD_CONFIGURATION", f"expected embedding_dimension of at least 0, got {configuration.embedding_dimension}, in {source}"
+            "BAD_CONFIGURATION",
+            f"expected embedding_dimension of at least 0, got {configuration.embedding_dimension}, in {source}",
         )
     try:
         ZoneInfo(configuration.zone)
@@ -326,7 +332,8 @@ def _check_placement(placement: Placement, configuration: Configuration, feature
     where = f"in placement {placement.name!r}, in {source}"
     if not 1 <= placement.k <= configuration.limits.k_max:
         raise ConfigurationError(
-            "BAD_PLACEMENT", f"expected k from 1 to limits.k_max = {configuration.limits.k_max}, got {placement.k}, {where}"
+            "BAD_PLACEMENT",
+            f"expected k from 1 to limits.k_max = {configuration.limits.k_max}, got {placement.k}, {where}",
         )
     for window in placement.exclude.values():
         duration_ms(window, f"exclude {where}")
@@ -337,7 +344,12 @@ def _check_placement(placement: Placement, configuration: Configuration, feature
                 f"expected one of `attributes`, got {attribute!r}{_near(attribute, configuration.attributes)}, {where}",
             )
     vector = placement.rank.vector
-    named = [*placement.exclude_recent, *placement.rank.recent, *placement.rank.affinity.values(), *(vector.features if vector else [])]
+    named = [
+        *placement.exclude_recent,
+        *placement.rank.recent,
+        *placement.rank.affinity.values(),
+        *(vector.features if vector else []),
+    ]
     for name in named:
         if name not in features:
             raise ConfigurationError(

@@ -142,7 +142,8 @@ def parse_choice(text: str, basis: str = Basis.EXPLICIT) -> ConsentChoice:
         verb, colon, targets = clause.strip().partition(":")
         if verb not in masks or not colon:
             raise CallerError(
-                "BAD_CONSENT", f"expected granted:, denied:, restricted: or lifted: followed by data types, got {clause!r}"
+                "BAD_CONSENT",
+                f"expected granted:, denied:, restricted: or lifted: followed by data types, got {clause!r}",
             )
         for target in targets.split(","):
             masks[verb] |= _target_mask(target.strip(), USUAL_PURPOSES if verb == "granted" else tuple(Purpose))
@@ -150,7 +151,13 @@ def parse_choice(text: str, basis: str = Basis.EXPLICIT) -> ConsentChoice:
         ground = Basis(basis)
     except ValueError:
         raise CallerError("BAD_CONSENT", f"expected a basis of {', '.join(Basis)}, got {basis!r}") from None
-    return ConsentChoice(**masks, basis=ground)
+    return ConsentChoice(
+        granted=masks["granted"],
+        denied=masks["denied"],
+        restricted=masks["restricted"],
+        lifted=masks["lifted"],
+        basis=ground,
+    )
 
 
 def _target_mask(target: str, default_purposes: tuple[Purpose, ...]) -> int:

@@ -148,8 +148,8 @@ class Decider:
         compiled = self._take_up_configuration()
         placed = self._placed.get(request.placement)
         if placed is None:
-            known = ", ".join(self._placed) or "none; declare one under `placements:`"
-            raise NotFound("UNKNOWN_PLACEMENT", f"expected a placement of {known}; got {request.placement!r}")
+            names = ", ".join(self._placed) or "none; declare one under `placements:`"
+            raise NotFound("UNKNOWN_PLACEMENT", f"expected a placement of {names}; got {request.placement!r}")
         placement, limits = placed.declaration, compiled.configuration.limits
         if len(request.candidates) > limits.candidates_max:
             raise CallerError(
@@ -163,7 +163,7 @@ class Decider:
         degraded: list[str] = []
         person = self._person(txn, request, degraded)
         given = self._fold_events(txn, person, request.events, compiled, at) if request.events else _NO_ITEMS
-        context = request.context
+        context: Mapping[str, str] = request.context
         if DAYPART in compiled.count_dimensions:
             context = with_daypart(context, at, compiled.configuration.zone)
         chain = evidence.chain(context)
@@ -310,7 +310,9 @@ class Decider:
                 continue
             data = txn.get(person_id, db=tables["people"])
             if data is None:
-                raise PreconditionFailed("DAMAGED_RECORD", "expected a head for every person, found none; replay the log")
+                raise PreconditionFailed(
+                    "DAMAGED_RECORD", "expected a head for every person, found none; replay the log"
+                )
             if found is None:
                 packed, fragments = split_person_row(data)
                 self._load(packed)
@@ -361,7 +363,9 @@ class Decider:
         for number, event in enumerate(events):
             plan = compiled.plans.get(event.type)
             if plan is None:
-                raise CallerError("UNKNOWN_SIGNAL_TYPE", f"expected a declared signal type, got {event.type!r} in events[{number}]")
+                raise CallerError(
+                    "UNKNOWN_SIGNAL_TYPE", f"expected a declared signal type, got {event.type!r} in events[{number}]"
+                )
             if event.consent is not None:
                 masks = masks.after(event.consent)
             allowed = masks.permits(jurisdiction)
@@ -381,14 +385,17 @@ class Decider:
             try:
                 record.update(plan.update.program, event.event_time or at, number, slots, allowed)
             except (TypeError, OverflowError, ValueError) as error:
-                raise CallerError("WRONG_TYPE", f"expected properties of the declared kinds in events[{number}], got: {error}") from None
+                raise CallerError(
+                    "WRONG_TYPE", f"expected properties of the declared kinds in events[{number}], got: {error}"
+                ) from None
             record.last_seen = max(record.last_seen, event.event_time or at)
         if not mentioned and person.view is None:
             return _NO_ITEMS
         self._view.load(layout, record.pack())
         person.view, person.permitted, person.last_seen = self._view, masks.permits(jurisdiction), record.last_seen
         numbers, _ = items.lookup(list(mentioned))
-        return numbers[numbers != UNKNOWN_ITEM]
+        found: npt.NDArray[np.uint32] = numbers[numbers != UNKNOWN_ITEM]
+        return found
 
     # ---- what is known of them -------------------------------------------------------------------------------------
 
@@ -411,8 +418,7 @@ class Decider:
             excluded.append(entries[0])
             if kind is ItemList.BOUGHT and placed.declaration.rank.bought:
                 mentions.append(entries)
-        for index in placed.exclude_recent:
-            excluded.append(self._recent(view, index, at, allowed)[0])
+        excluded += [self._recent(view, index, at, allowed)[0] for index in placed.exclude_recent]
         if neighbours is not None:
             mentions += [self._recent(view, index, at, allowed) for index in placed.recent]
             if mentions:
@@ -467,9 +473,7 @@ class Decider:
                 found.append((kind, native_history.read_chunks(of_kind, max(0, (at - window) // 1000))))
         return found
 
-    def _affinities(
-        self, view: RecordView, placed: Placed, at: int, permitted: int
-    ) -> list[Affinity]:
+    def _affinities(self, view: RecordView, placed: Placed, at: int, permitted: int) -> list[Affinity]:
         """Return, per attribute, P(value | person) / P(value): the person's weights with the shop's shares as the prior."""
         found: list[Affinity] = []
         for attribute, feature in placed.affinity:

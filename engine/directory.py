@@ -1,14 +1,14 @@
 """The data directory: where things are, which release wrote it, who may write, and how state is recovered.
 
-    DIR/FORMAT           "tailorbird data 1"
-    DIR/tailorbird.yaml  the configuration
-    DIR/log/             the fact log: the truth
-    DIR/state/           LMDB: a view of the log
-    DIR/keys/identity    the secret that identifiers are hashed with
-    DIR/models/          mapped model files
-    DIR/snapshots/       copies of the state by log position
-    DIR/state.aside/     the last state that was not trusted, kept for whoever wants to know why; may be removed
-    DIR/writer.lock      held by the one process that writes
+DIR/FORMAT           "tailorbird data 1"
+DIR/tailorbird.yaml  the configuration
+DIR/log/             the fact log: the truth
+DIR/state/           LMDB: a view of the log
+DIR/keys/identity    the secret that identifiers are hashed with
+DIR/models/          mapped model files
+DIR/snapshots/       copies of the state by log position
+DIR/state.aside/     the last state that was not trusted, kept for whoever wants to know why; may be removed
+DIR/writer.lock      held by the one process that writes
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ class Directory:
             write_durably(self.identity_key, secrets.token_bytes(32), mode=0o600)
         key = self.identity_key.read_bytes()
         if len(key) != 32:
-            raise Damaged("DAMAGED_KEY", f"expected 32 bytes in {self.identity_key}, got {len(key)}; restore it from a backup")
+            raise Damaged(
+                "DAMAGED_KEY", f"expected 32 bytes in {self.identity_key}, got {len(key)}; restore it from a backup"
+            )
         return key
 
     def lock(self) -> int:
@@ -131,7 +133,12 @@ class Directory:
     def keep_snapshot(self, copied: Path, position: int) -> Path:
         """Give a copied environment its manifest and its name; the oldest beyond two go."""
         data = copied / "data.mdb"
-        manifest = {"format": DATA_FORMAT, "position": position, "bytes": data.stat().st_size, "xxh3_128": _checksum(data)}
+        manifest = {
+            "format": DATA_FORMAT,
+            "position": position,
+            "bytes": data.stat().st_size,
+            "xxh3_128": _checksum(data),
+        }
         write_durably(copied / "manifest.json", json.dumps(manifest).encode())
         with data.open("rb") as file:
             os.fsync(file.fileno())
@@ -159,7 +166,10 @@ class Directory:
                 return
         except (OSError, ValueError, KeyError, TypeError) as error:
             detail = str(error)
-        raise Damaged("DAMAGED_SNAPSHOT", f"expected a whole snapshot in {snapshot}, got: {detail}; an older one or the log serves")
+        raise Damaged(
+            "DAMAGED_SNAPSHOT",
+            f"expected a whole snapshot in {snapshot}, got: {detail}; an older one or the log serves",
+        )
 
     def set_state_aside(self) -> None:
         """Move the state directory to `state.aside`, so that it can be rebuilt; what was there before goes."""
@@ -246,8 +256,12 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
 def write_failed(error: OSError, path: Path) -> Unavailable:
     """Return our error for one of the operating system's in writing `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return ResourceExhausted("DISK_FULL", f"expected room to write {path}, got none: {error.strerror}; free some and try again")
-    return Unavailable("FILE_WRITE_FAILED", f"expected to write {path}, got: {error.strerror}; check the disk and its permissions")
+        return ResourceExhausted(
+            "DISK_FULL", f"expected room to write {path}, got none: {error.strerror}; free some and try again"
+        )
+    return Unavailable(
+        "FILE_WRITE_FAILED", f"expected to write {path}, got: {error.strerror}; check the disk and its permissions"
+    )
 
 
 def make_folder(path: Path) -> None:
@@ -259,7 +273,9 @@ def make_folder(path: Path) -> None:
         for folder in made:
             sync_folder(folder.parent)
     except (FileExistsError, NotADirectoryError) as error:
-        raise PreconditionFailed("NOT_A_FOLDER", f"expected a folder at {path}, got a file in its place; name another") from error
+        raise PreconditionFailed(
+            "NOT_A_FOLDER", f"expected a folder at {path}, got a file in its place; name another"
+        ) from error
     except OSError as error:
         raise write_failed(error, path) from error
 

@@ -23,6 +23,7 @@ def duration_ms(text: str, where: str) -> int:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise ConfigurationError(
-            "BAD_DURATION", f"expected a number and a unit of {', '.join(UNITS_MS)} (such as 7d), got {text!r}, in {where}"
+            "BAD_DURATION",
+            f"expected a number and a unit of {', '.join(UNITS_MS)} (such as 7d), got {text!r}, in {where}",
         )
     return round(float(match[1]) * UNITS_MS[match[2]])

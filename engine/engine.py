@@ -41,7 +41,7 @@ from tailorbird.engine.profiles import read_profile
 from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision
 from tailorbird.engine.signals import IngestReport, Signal
 from tailorbird.engine.state import read_layouts
-from tailorbird.engine.store import Store
+from tailorbird.engine.store import Head, Store
 from tailorbird.engine.training import train_cooccurrence
 from tailorbird.engine.writer import Writer
 
@@ -165,9 +165,7 @@ class Engine:
             directory.state.mkdir(exist_ok=True)
         is_new = not directory.has_state()
         try:
-            store = Store(
-                directory.state, read_only=read_only, map_bytes=configuration.limits.map_bytes, synced=synced
-            )
+            store = Store(directory.state, read_only=read_only, map_bytes=configuration.limits.map_bytes, synced=synced)
         except Damaged as error:
             if read_only:
                 raise
@@ -176,9 +174,7 @@ class Engine:
             recovery += directory.restore(log.start, log.end)
             directory.state.mkdir(exist_ok=True)
             is_new = True
-            store = Store(
-                directory.state, read_only=read_only, map_bytes=configuration.limits.map_bytes, synced=synced
-            )
+            store = Store(directory.state, read_only=read_only, map_bytes=configuration.limits.map_bytes, synced=synced)
         if not read_only and not synced:
             write_durably(directory.boot_mark, _boot_id().encode())
         if is_new and not read_only:
@@ -264,7 +260,9 @@ class Engine:
     def writer(self) -> Writer:
         """The writer. Raises `PreconditionFailed` READ_ONLY."""
         if self._writer is None:
-            raise PreconditionFailed("READ_ONLY", "expected an engine opened for writing, got one opened with read_only=True")
+            raise PreconditionFailed(
+                "READ_ONLY", "expected an engine opened for writing, got one opened with read_only=True"
+            )
         return self._writer
 
     @property
@@ -281,7 +279,8 @@ class Engine:
         limit = self.configuration.limits.batch_signals_max
         if len(signals) > limit:
             raise CallerError(
-                "BATCH_TOO_LARGE", f"expected at most limits.batch_signals_max = {limit} signals, got {len(signals)}; split it"
+                "BATCH_TOO_LARGE",
+                f"expected at most limits.batch_signals_max = {limit} signals, got {len(signals)}; split it",
             )
         with self._turn:
             self._write_servings()
@@ -297,7 +296,8 @@ class Engine:
         limit = self.configuration.limits.items_per_put_max
         if len(items) > limit:
             raise CallerError(
-                "BATCH_TOO_LARGE", f"expected at most limits.items_per_put_max = {limit} items, got {len(items)}; split it"
+                "BATCH_TOO_LARGE",
+                f"expected at most limits.items_per_put_max = {limit} items, got {len(items)}; split it",
             )
         with self._turn:
             return self.writer.put_items(items)
@@ -315,9 +315,7 @@ class Engine:
         with self._turn:
             return self.writer.append(ConsentFact(anchors[0], choice, self._clock()))
 
-    def link(
-        self, one: tuple[str, str], other: tuple[str, str], *, kind: str = "manual", event_time: int = 0
-    ) -> int:
+    def link(self, one: tuple[str, str], other: tuple[str, str], *, kind: str = "manual", event_time: int = 0) -> int:
         """State that two identifiers (namespace, value) are one person's; return the position."""
         if kind.upper() not in LinkKind.__members__:
             known = ", ".join(k.name.lower() for k in LinkKind)
@@ -348,9 +346,7 @@ class Engine:
         """Train the co-occurrence model from the log, publish it, and return what it is."""
         with self._turn:
             self.flush()
-            file, checksum, built_at, summary = train_cooccurrence(
-                self._log, self._store, self.directory.models
-            )
+            file, checksum, built_at, summary = train_cooccurrence(self._log, self._store, self.directory.models)
             self.writer.append(ModelFact("cooccurrence", file, built_at, checksum))
             return summary
 
@@ -419,7 +415,9 @@ class Engine:
             numbers, _ = self._evidence.catalogue.items.lookup(wanted)
             names = self._evidence.catalogue.names
             return {
-                item: names[number] for item, number in zip(wanted, numbers.tolist(), strict=True) if number < len(names)
+                item: names[number]
+                for item, number in zip(wanted, numbers.tolist(), strict=True)
+                if number < len(names)
             }
 
     def state_hash(self) -> str:
@@ -429,7 +427,7 @@ class Engine:
             with self._store.reading() as txn:
                 return state_hash(self._store, txn)
 
-    def _refreshed(self) -> Any:
+    def _refreshed(self) -> Head:
         with self._store.reading() as txn:
             return self._store.read_head(txn)
 
@@ -462,7 +460,9 @@ def _check_item_id(item_id: str) -> None:
     try:
         size = len(item_id.encode())
     except UnicodeEncodeError:
-        raise CallerError("BAD_ITEM", f"expected an item id of valid text, got a lone surrogate, in {item_id[:60]!r}") from None
+        raise CallerError(
+            "BAD_ITEM", f"expected an item id of valid text, got a lone surrogate, in {item_id[:60]!r}"
+        ) from None
     if not 0 < size <= ITEM_ID_BYTES_MAX:
         raise CallerError(
             "BAD_ITEM", f"expected an item id of 1 to {ITEM_ID_BYTES_MAX} bytes, got {size} bytes, in {item_id[:60]!r}"

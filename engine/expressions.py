@@ -1,9 +1,9 @@
 """The aggregate expressions of feature declarations: `decayed_top_k(category, k=16, half_life=7d, weights={a: 1})`.
 
-    aggregate = name [ "(" [ argument { "," argument } ] ")" ]
-    argument  = field | name "=" value
-    value     = number | duration | "{" name ":" number { "," name ":" number } "}"
-    field     = name { "." name }
+aggregate = name [ "(" [ argument { "," argument } ] ")" ]
+argument  = field | name "=" value
+value     = number | duration | "{" name ":" number { "," name ":" number } "}"
+field     = name { "." name }
 """
 
 from __future__ import annotations

@@ -41,14 +41,14 @@ class _Fact(msgspec.Struct, frozen=True, array_like=True):
     pass
 
 
-class ConfigurationFact(_Fact):
+class ConfigurationFact(_Fact, frozen=True):
     """A configuration comes into force; `text` is the whole file."""
 
     version: int
     text: str
 
 
-class SignalFact(_Fact):
+class SignalFact(_Fact, frozen=True):
     """An admitted signal. `anchors` best first; its state goes to the first one's fragment.
 
     `mask` is what consent permitted at admission; what it did not permit is not in the fact. `message_key` is empty for
@@ -66,7 +66,7 @@ class SignalFact(_Fact):
     source_offset: int = -1
 
 
-class ConsentFact(_Fact):
+class ConsentFact(_Fact, frozen=True):
     """A person's choice, made on the fragment of `anchor`."""
 
     anchor: Anchor
@@ -74,7 +74,7 @@ class ConsentFact(_Fact):
     effective_time: int
 
 
-class LinkFact(_Fact):
+class LinkFact(_Fact, frozen=True):
     """Two identifiers belong to one person (`kind` ALIAS, IMPORT or MANUAL; logins come with signals)."""
 
     kind: str
@@ -84,7 +84,7 @@ class LinkFact(_Fact):
     reason: str = ""
 
 
-class SplitFact(_Fact):
+class SplitFact(_Fact, frozen=True):
     """Links of `one` (to `other`, or to every neighbour when None) are revoked and may not come back by themselves."""
 
     one: Anchor
@@ -93,19 +93,19 @@ class SplitFact(_Fact):
     reason: str = ""
 
 
-class ItemsPutFact(_Fact):
+class ItemsPutFact(_Fact, frozen=True):
     """Items are added or replaced whole."""
 
     items: tuple[Item, ...]
 
 
-class ItemsDeletedFact(_Fact):
+class ItemsDeletedFact(_Fact, frozen=True):
     """Items leave the catalogue; their numbers are never reused."""
 
     ids: tuple[str, ...]
 
 
-class ServedFact(_Fact):
+class ServedFact(_Fact, frozen=True):
     """Items were served to the person of `key` at `at` (ms) in a placement."""
 
     key: bytes
@@ -114,13 +114,13 @@ class ServedFact(_Fact):
     items: tuple[int, ...]
 
 
-class TickFact(_Fact):
+class TickFact(_Fact, frozen=True):
     """Statistics gathered so far are published to deciders, as of `event_time`, the newest seen."""
 
     event_time: int
 
 
-class ModelFact(_Fact):
+class ModelFact(_Fact, frozen=True):
     """A model file built at log position `built_at` comes into force; `checksum` is xxh3-64 of the file."""
 
     role: str

@@ -161,7 +161,9 @@ def _compile(
     if declaration.category is not None:
         if declaration.category.upper() not in DataType.__members__:
             known = ", ".join(t.name.lower() for t in DataType)
-            raise ConfigurationError("BAD_CATEGORY", f"expected one of {known}, got {declaration.category!r}, in {where}")
+            raise ConfigurationError(
+                "BAD_CATEGORY", f"expected one of {known}, got {declaration.category!r}, in {where}"
+            )
         categories.add(DataType[declaration.category.upper()])
     if aggregate.reads.startswith(CONTEXT_PREFIX):
         categories.add(DataType.CONTEXTUAL)
@@ -200,7 +202,8 @@ def _check_options(aggregate: Aggregate, options: frozenset[str], signals: list[
     for name, weight in aggregate.weights.items():
         if name not in signals or weight <= 0:
             raise ConfigurationError(
-                "BAD_AGGREGATE", f"expected positive weights of this feature's signals, got {name}: {weight:g}, in {where}"
+                "BAD_AGGREGATE",
+                f"expected positive weights of this feature's signals, got {name}: {weight:g}, in {where}",
             )
 
 
@@ -220,7 +223,8 @@ def _value_kind(
     if reads.startswith(ITEM_PREFIX):
         if reads.removeprefix(ITEM_PREFIX) not in configuration.attributes:
             raise ConfigurationError(
-                "UNKNOWN_ATTRIBUTE", f"expected {ITEM_PREFIX} one of {configuration.attributes}, got {reads!r}, in {where}"
+                "UNKNOWN_ATTRIBUTE",
+                f"expected {ITEM_PREFIX} one of {configuration.attributes}, got {reads!r}, in {where}",
             )
         return ValueKind.SYMBOL
     kinds = set()
@@ -242,7 +246,8 @@ def _value_kind(
         )
     if len(kinds) > 1:
         raise ConfigurationError(
-            "BAD_AGGREGATE", f"expected {reads!r} to be of one kind in all signals of {where}, got {sorted(k.value for k in kinds)}"
+            "BAD_AGGREGATE",
+            f"expected {reads!r} to be of one kind in all signals of {where}, got {sorted(k.value for k in kinds)}",
         )
     return kinds.pop()
 
@@ -284,7 +289,9 @@ def slot_values(
         if reads.startswith(CONTEXT_PREFIX):
             found = [context.get(reads[len(CONTEXT_PREFIX) :])]
         elif reads.startswith(ITEM_PREFIX):
-            found = [attribute_of(line["product_id"], reads[len(ITEM_PREFIX) :]) for line in lines if "product_id" in line]
+            found = [
+                attribute_of(line["product_id"], reads[len(ITEM_PREFIX) :]) for line in lines if "product_id" in line
+            ]
         else:
             own = properties.get(reads)
             if own is not None:

@@ -151,6 +151,8 @@ class People:
         if regrouping is None:
             return
         if regrouping.dissolved or regrouping.formed:
-            self.state.regroup(regrouping.dissolved, tuple((formed.person, formed.members) for formed in regrouping.formed))
+            self.state.regroup(
+                regrouping.dissolved, tuple((formed.person, formed.members) for formed in regrouping.formed)
+            )
         refused = [(link.one, link.other, int(link.reason)) for link in regrouping.refused]
         self.state.append_link_entry((*entry, refused, regrouping.generic, regrouping.restored))

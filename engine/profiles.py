@@ -44,7 +44,8 @@ def read_profile(
     masks = ConsentMasks(head.granted, head.denied, head.restricted, head.explicit)
     permitted = masks.permits(layouts.current.configuration.jurisdiction)
     features = tuple(
-        _read_feature(store, txn, evidence, view, feature, at, permitted) for feature in layouts.current.features.features
+        _read_feature(store, txn, evidence, view, feature, at, permitted)
+        for feature in layouts.current.features.features
     )
     bought = 0
     for member in members:
@@ -64,7 +65,13 @@ def read_profile(
 
 
 def _read_feature(
-    store: Store, txn: lmdb.Transaction[Any], evidence: Evidence, view: RecordView, feature: Feature, at: int, permitted: int
+    store: Store,
+    txn: lmdb.Transaction[Any],
+    evidence: Evidence,
+    view: RecordView,
+    feature: Feature,
+    at: int,
+    permitted: int,
 ) -> FeatureValue:
     status = FeatureStatus(view.status(feature.index, at, permitted))
     if status is not FeatureStatus.FRESH:

@@ -26,7 +26,8 @@ def replayed_hash(
     try:
         if log.start > 0:
             raise PreconditionFailed(
-                "LOG_TRUNCATED", f"expected a log from offset 0 to replay, got one from {log.start}; restore the older segments"
+                "LOG_TRUNCATED",
+                f"expected a log from offset 0 to replay, got one from {log.start}; restore the older segments",
             )
         hasher = IdentifierHasher(directory.read_identity_key())
         with tempfile.TemporaryDirectory(prefix="tailorbird-replay-") as folder:
@@ -54,7 +55,8 @@ def verify(path: str | Path, progress: Callable[[int], None] | None = None) -> t
             at = store.read_head(txn).position
             if at != position:
                 raise PreconditionFailed(
-                    "STATE_BEHIND_LOG", f"expected a state at the log's end {position}, got one at {at}; open the directory once"
+                    "STATE_BEHIND_LOG",
+                    f"expected a state at the log's end {position}, got one at {at}; open the directory once",
                 )
             return state_hash(store, txn), replayed
     finally:

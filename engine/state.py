@@ -78,7 +78,8 @@ def read_record(layouts: Layouts, data: bytes | memoryview) -> Record:
         return old.upgraded(layouts.current.features.layout, layouts.current.features.mapping_from(older.features))
     except RecordError as error:
         raise Damaged(
-            "DAMAGED_RECORD", f"expected a profile record, got: {error}; remove the state directory to rebuild it from the log"
+            "DAMAGED_RECORD",
+            f"expected a profile record, got: {error}; remove the state directory to rebuild it from the log",
         ) from error
 
 

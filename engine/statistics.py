@@ -215,7 +215,12 @@ class Statistics:
             self.level_evidence[cell.level + 1] += cell.for_level() - before
 
     def _predict(
-        self, cell: Cell, items: npt.NDArray[np.uint32], scale: float, uniform: float, strengths: npt.NDArray[np.float64]
+        self,
+        cell: Cell,
+        items: npt.NDArray[np.uint32],
+        scale: float,
+        uniform: float,
+        strengths: npt.NDArray[np.float64],
     ) -> npt.NDArray[np.float64]:
         """Return the estimates of items in a cell, items x strengths."""
         parent = self._parent(cell, items, scale, uniform)

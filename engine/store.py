@@ -102,14 +102,21 @@ class Store:
             else:
                 self.tables = {name: self.environment.open_db(name.encode(), create=False) for name in TABLES}
             self._check_format()
-        except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.NotFoundError, lmdb.PanicError) as error:
+        except (
+            lmdb.CorruptedError,
+            lmdb.InvalidError,
+            lmdb.PageNotFoundError,
+            lmdb.NotFoundError,
+            lmdb.PanicError,
+        ) as error:
             raise Damaged(
                 "STATE_DAMAGED",
                 f"expected an LMDB environment in {path}, got: {error}; remove it, it is rebuilt from snapshot and log",
             ) from error
         except lmdb.VersionMismatchError as error:
             raise PreconditionFailed(
-                "DATA_VERSION", f"expected state of LMDB 0.9 in {path}, got: {error}; open it with the release that wrote it"
+                "DATA_VERSION",
+                f"expected state of LMDB 0.9 in {path}, got: {error}; open it with the release that wrote it",
             ) from error
         except lmdb.MapFullError as error:
             raise map_full(map_bytes) from error
@@ -132,7 +139,9 @@ class Store:
 
     def begin(self, *, write: bool = False, buffers: bool = False) -> lmdb.Transaction[Any]:
         """Return a transaction; the caller ends it."""
-        return self.environment.begin(write=write, buffers=buffers)
+        if buffers:
+            return self.environment.begin(write=write, buffers=True)
+        return self.environment.begin(write=write)
 
     @contextmanager
     def reading(self) -> Iterator[lmdb.Transaction[bytes]]:

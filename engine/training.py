@@ -20,9 +20,7 @@ from tailorbird.engine.state import Layouts, item_key, masks_of, read_layouts, r
 from tailorbird.engine.store import Store
 
 
-def train_cooccurrence(
-    log: LocalLog, store: Store, folder: Path
-) -> tuple[str, int, int, dict[str, Any]]:
+def train_cooccurrence(log: LocalLog, store: Store, folder: Path) -> tuple[str, int, int, dict[str, Any]]:
     """Return (file name, checksum, log position, summary) of a model trained on every order and visit in the log.
 
     Only events of signal types that count in `statistics.signals` and whose consent covered training when they

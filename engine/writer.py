@@ -1,7 +1,7 @@
 """The writer: the one place where facts are appended, applied and committed, in groups, exactly once.
 
 A group is admitted and applied in an open LMDB transaction, appended to the log, synced, and only then committed: what was
-acknowledged is in the log, and the state is never ahead of it (docs/adr/0003).
+acknowledged is in the log, and the state is never ahead of it (docs/adr/0002).
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Writer:
             fact = decode_fact(kind, payload)
         except (KeyError, msgspec.DecodeError) as error:
             raise InternalError(
-                "UNKNOWN_FACT", f"expected a fact of this release at offset {offset}, got kind {kind}: {error}; use a newer release"
+                "UNKNOWN_FACT",
+                f"expected a fact of this release at offset {offset}, got kind {kind}: {error}; use a newer release",
             ) from error
         self._last_append = max(self._last_append, append_time)
         self.applier.apply(offset, append_time, kind, fact)
@@ -212,7 +213,9 @@ class _Group:
     def add(self, fact: _Fact) -> None:
         """Apply a fact at the next offset."""
         kind, payload = record = encode_fact(fact)
-        if kind != FactKind.SIGNAL:  # Admission has checked every value of a signal; of the rest, apply what replay will read.
+        if (
+            kind != FactKind.SIGNAL
+        ):  # Admission has checked every value of a signal; of the rest, apply what replay will read.
             fact = decode_fact(kind, payload)
         self.applier.apply(self.offset, self.append_time, kind, fact)
         self.records.append(record)

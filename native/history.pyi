@@ -5,9 +5,7 @@ import numpy.typing as npt
 
 CHUNK_HEADER_BYTES: Final[int]
 
-def read_chunks(
-    chunks: list[bytes], since_s: int
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]: ...
+def read_chunks(chunks: list[bytes], since_s: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]: ...
 def distinct_newest(
     parts: list[tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]], limit: int, half_life_ms: float
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]: ...

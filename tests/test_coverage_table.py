@@ -112,6 +112,7 @@ BAD_INPUTS = (
 )
 
 Rows = dict[str, list[str]]
+OPEN = "open"  # in the place of the tests: promised, and not shown yet
 
 
 def rows_of(markdown: str) -> dict[str, Rows]:
@@ -176,7 +177,7 @@ def test_every_row_names_a_test(table: dict[str, Rows]) -> None:
 
 
 def test_every_named_test_exists(table: dict[str, Rows]) -> None:
-    named = [test_id for rows in table.values() for tests in rows.values() for test_id in tests]
+    named = [test_id for rows in table.values() for tests in rows.values() for test_id in tests if test_id != OPEN]
     assert [fault for test_id in named if (fault := faults(test_id))] == []
 
 

@@ -160,10 +160,10 @@ def test_a_file_that_is_no_configuration_is_refused(text: str, reason: str) -> N
 
 def test_a_configuration_file_must_be_there_and_be_text(tmp_path: Path) -> None:
     path = tmp_path / "tailorbird.yaml"
-    with pytest.raises(ConfigurationError, match="NO_CONFIGURATION.*tailorbird init"):
+    with pytest.raises(ConfigurationError, match=r"NO_CONFIGURATION.*tailorbird init"):
         read_configuration(path)
     path.write_bytes(b"version: 1 # \xff")
-    with pytest.raises(ConfigurationError, match="BAD_YAML.*bad byte at 13"):
+    with pytest.raises(ConfigurationError, match=r"BAD_YAML.*bad byte at 13"):
         read_configuration(path)
 
 
