@@ -185,6 +185,8 @@ class Applier:
 
     def _served(self, fact: ServedFact, offset: int, append_time: int) -> None:
         if self.state.person_of(fact.key) is not None:
+            record = self.state.touch(fact.key)  # Lists belong to fragments that hold state: decisions read no others.
+            record.first_seen = record.first_seen or fact.at
             self._extend_list(fact.key, ItemList.SERVED, list(fact.items), fact.at)
 
     def _model(self, fact: ModelFact, offset: int, append_time: int) -> None:

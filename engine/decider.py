@@ -21,7 +21,7 @@ from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, ReasonDetail, Tier
 from tailorbird.engine.signals import Signal
-from tailorbird.engine.state import read_record, split_person_row
+from tailorbird.engine.state import NO_FRAGMENT, read_record, split_person_row
 from tailorbird.engine.store import Store
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import ItemList
@@ -63,7 +63,7 @@ Winner = tuple[int, float, float, float, float, float, int, float, int]
 
 @dataclass(slots=True)
 class Person:
-    """Whoever is asked about, as one transaction sees them."""
+    """Whoever is asked about, as one transaction sees them; `fragments` are those that may hold lists."""
 
     view: RecordView | None
     permitted: int
@@ -320,7 +320,11 @@ class Decider:
                 allowed = permitted(
                     view.granted, view.denied, view.restricted, evidence.layouts.current.configuration.jurisdiction
                 )
-                found = Person(view, allowed, person_id, fragments, anchor.key, view.last_seen)
+                holder = view.fragment_id
+                if holder != NO_FRAGMENT:  # One fragment holds all there is, lists too.
+                    fragments = (holder,)
+                served_key = holder if holder != NO_FRAGMENT else anchor.key
+                found = Person(view, allowed, person_id, fragments, served_key, view.last_seen)
             else:  # Another person's devices still must not be shown the same again.
                 found.fragments += split_person_row(data)[1]
         if found is None:

@@ -514,8 +514,8 @@ def split_person_row(data: bytes | memoryview) -> tuple[bytes | memoryview, tupl
 
 
 def _is_blank(record: Record) -> bool:
-    """Return whether nothing ever happened to a record: no signal, no choice."""
-    return not (record.last_seen or record.granted or record.denied or record.restricted)
+    """Return whether nothing ever happened to a record: no signal, no serving, no choice."""
+    return not (record.first_seen or record.granted or record.denied or record.restricted)
 
 
 def masks_of(record: Record) -> ConsentMasks:
