@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.configuration import Placement
 from tailorbird.engine.errors import Damaged
-from tailorbird.engine.state import CHANGES_KEPT, ItemRow, _decode_item
+from tailorbird.engine.state import CHANGES_KEPT, ItemRow, decode_item
 from tailorbird.engine.store import Head, Store, u32, u64
 from tailorbird.engine.symbols import NO_SYMBOL, symbol_of
 from tailorbird.native.scoring import ItemTable
@@ -51,10 +51,7 @@ class Catalogue:
                 changed.add(int.from_bytes(bytes(packed), "big"))
             numbers = sorted(changed)  # type: ignore[assignment]
         for number in numbers:
-            data = txn.get(u32(number), db=tables["items"])
-            if data is None:
-                raise Damaged("DAMAGED_CATALOGUE", f"expected a row for item number {number}, found none")
-            self._put(number, _decode_item(bytes(data)))
+            self._put(number, decode_item(number, txn.get(u32(number), db=tables["items"])))
         self.followed = head.item_changes_end
         self.version += 1
 

@@ -157,6 +157,7 @@ class Decider:
                 f"expected at most limits.candidates_max = {limits.candidates_max} candidates, got {len(request.candidates)}; "
                 "send fewer, or leave them out and let the placement's retrievers find them",
             )
+        _check_context(request.context, limits.field_bytes_max)
         k = request.k or placement.k
         if not 1 <= k <= limits.k_max:
             raise CallerError("BAD_K", f"expected k from 1 to limits.k_max = {limits.k_max}, got {k}")
@@ -337,7 +338,10 @@ class Decider:
         current = self.evidence.layouts.current
         if int.from_bytes(data[4:6], "little") != current.layout_version:
             data = read_record(self.evidence.layouts, data).pack()
-        self._view.load(current.features.layout, data)
+        try:
+            self._view.load(current.features.layout, data)
+        except RecordError as error:
+            raise damaged_record(error) from error
 
     def _fold_events(
         self,
@@ -365,33 +369,33 @@ class Decider:
         items = self.evidence.catalogue.items
         mentioned: dict[str, None] = {}
         for number, event in enumerate(events):
-            plan = compiled.plans.get(event.type)
+            plan = compiled.plans.get(event.type) if isinstance(event.type, str) else None
             if plan is None:
                 raise CallerError(
-                    "UNKNOWN_SIGNAL_TYPE", f"expected a declared signal type, got {event.type!r} in events[{number}]"
+                    "UNKNOWN_SIGNAL_TYPE", f"expected a declared signal type, got {event.type!r:.60} in events[{number}]"
                 )
             if event.consent is not None:
                 masks = masks.after(event.consent)
             allowed = masks.permits(jurisdiction)
             if not allowed & plan.profile:
                 continue
-            lines = [line for line in product_lines(event.properties) if isinstance(line.get("product_id"), str)]
-            mentioned.update((line["product_id"], None) for line in lines)
-            slots = slot_values(
-                plan.update,
-                event.properties,
-                event.context,
-                lines,
-                symbol_of,
-                lambda item_id: int(items.lookup([item_id])[0][0]),
-                lambda item_id, name: None,
-            )
             try:
+                lines = [line for line in product_lines(event.properties) if isinstance(line.get("product_id"), str)]
+                slots = slot_values(
+                    plan.update,
+                    event.properties,
+                    event.context,
+                    lines,
+                    symbol_of,
+                    lambda item_id: int(items.lookup([item_id])[0][0]),
+                    lambda item_id, name: None,
+                )
                 record.update(plan.update.program, event.event_time or at, number, slots, allowed)
-            except (TypeError, OverflowError, ValueError) as error:
+            except (TypeError, OverflowError, ValueError, AttributeError) as error:
                 raise CallerError(
-                    "WRONG_TYPE", f"expected properties of the declared kinds in events[{number}], got: {error}"
+                    "WRONG_TYPE", f"expected properties of the declared kinds in events[{number}], got: {str(error):.100}"
                 ) from None
+            mentioned.update((line["product_id"], None) for line in lines)
             record.last_seen = max(record.last_seen, event.event_time or at)
         if not mentioned and person.view is None:
             return _NO_ITEMS

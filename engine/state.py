@@ -62,9 +62,23 @@ class ConfigurationRow(msgspec.Struct, array_like=True, frozen=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_item = msgspec.msgpack.Decoder(ItemRow).decode
+_decode_item_row = msgspec.msgpack.Decoder(ItemRow).decode
 _decode_identifier = msgspec.msgpack.Decoder(IdentifierRow).decode
 _decode_configuration = msgspec.msgpack.Decoder(ConfigurationRow).decode
+
+
+def decode_item(number: int, data: bytes | memoryview | None) -> ItemRow:
+    """Return a stored item. Raises `Damaged` DAMAGED_CATALOGUE."""
+    try:
+        if data is not None:
+            return _decode_item_row(data)
+        found = "none"
+    except msgspec.DecodeError as error:
+        found = str(error)
+    raise Damaged(
+        "DAMAGED_CATALOGUE",
+        f"expected a row for item number {number}, got: {found}; remove the files of the state directory to have it rebuilt from the log",
+    )
 
 
 def read_record(layouts: Layouts, data: bytes | memoryview) -> Record:
@@ -77,10 +91,15 @@ def read_record(layouts: Layouts, data: bytes | memoryview) -> Record:
         old = Record.unpack(older.features.layout, data)
         return old.upgraded(layouts.current.features.layout, layouts.current.features.mapping_from(older.features))
     except RecordError as error:
-        raise Damaged(
-            "DAMAGED_RECORD",
-            f"expected a profile record, got: {error}; remove the state directory to rebuild it from the log",
-        ) from error
+        raise damaged_record(error) from error
+
+
+def damaged_record(error: RecordError) -> Damaged:
+    """Return our error for a stored record that is none."""
+    return Damaged(
+        "DAMAGED_RECORD",
+        f"expected a profile record, got: {error}; remove the files of the state directory to rebuild it from the log",
+    )
 
 
 class Layouts:
@@ -412,10 +431,7 @@ class State:
         """Return an item's row."""
         row = self._items.get(number)
         if row is None:
-            data = self.txn.get(u32(number), db=self.tables["items"])
-            if data is None:
-                raise Damaged("DAMAGED_CATALOGUE", f"expected a row for item number {number}, found none")
-            row = self._items[number] = _decode_item(data)
+            row = self._items[number] = decode_item(number, self.txn.get(u32(number), db=self.tables["items"]))
         return row
 
     def holds(self, item: Item) -> bool:
