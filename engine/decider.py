@@ -393,7 +393,7 @@ class Decider:
                 record.update(plan.update.program, event.event_time or at, number, slots, allowed)
             except (TypeError, OverflowError, ValueError, AttributeError) as error:
                 raise CallerError(
-                    "WRONG_TYPE", f"expected properties of the declared kinds in events[{number}], got: {str(error):.100}"
+                    "WRONG_TYPE", f"expected properties of the declared kinds in events[{number}], got: {error!s:.100}"
                 ) from None
             mentioned.update((line["product_id"], None) for line in lines)
             record.last_seen = max(record.last_seen, event.event_time or at)

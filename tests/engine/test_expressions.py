@@ -62,6 +62,6 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         parsed = parse_aggregate(text, "feature 'f'")
     except ConfigurationError as error:
-        assert error.reason == "BAD_AGGREGATE"  # noqa: PT017 (either outcome is right, each with its own check)
+        assert error.reason == "BAD_AGGREGATE"
     else:
         assert parsed.name in text
