@@ -21,13 +21,13 @@ from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, ReasonDetail, Tier
 from tailorbird.engine.signals import Signal
-from tailorbird.engine.state import NO_FRAGMENT, read_record, split_person_row
+from tailorbird.engine.state import NO_FRAGMENT, damaged_record, read_record, split_person_row
 from tailorbird.engine.store import Store
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import ItemList
 from tailorbird.native import history as native_history
 from tailorbird.native import neighbours as native_neighbours
-from tailorbird.native.record import FRESH, MASKED, Record, RecordView
+from tailorbird.native.record import FRESH, MASKED, Record, RecordError, RecordView
 from tailorbird.native.scoring import UNKNOWN_ITEM
 
 WHOLE_CATALOGUE_MAX = 20_000
@@ -372,7 +372,8 @@ class Decider:
             plan = compiled.plans.get(event.type) if isinstance(event.type, str) else None
             if plan is None:
                 raise CallerError(
-                    "UNKNOWN_SIGNAL_TYPE", f"expected a declared signal type, got {event.type!r:.60} in events[{number}]"
+                    "UNKNOWN_SIGNAL_TYPE",
+                    f"expected a declared signal type, got {event.type!r:.60} in events[{number}]",
                 )
             if event.consent is not None:
                 masks = masks.after(event.consent)
@@ -576,6 +577,25 @@ class Decider:
             }
             self._compiled = compiled
         return compiled
+
+
+def _check_context(context: Mapping[str, str], bytes_max: int) -> None:
+    """Raise `CallerError` for a context that is no text, or too much of it."""
+    for name, text in context.items():
+        if type(name) is not str or type(text) is not str:
+            raise CallerError("WRONG_TYPE", f"expected a string in context {name!r:.60}, got {type(text).__name__}")
+        if len(text) > bytes_max:
+            raise CallerError(
+                "FIELD_TOO_LARGE",
+                f"expected at most limits.field_bytes_max = {bytes_max} bytes in context {name!r:.60}, got {len(text)}",
+            )
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise CallerError(
+                    "BAD_UTF8", f"expected UTF-8 text in context {name!r:.60}, got a lone surrogate at {error.start}"
+                ) from None
 
 
 def _reasons_of(code: int) -> tuple[Reason, ...]:

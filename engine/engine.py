@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 import lmdb
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -188,7 +189,7 @@ class Engine:
             return
         try:
             applied = self._writer.catch_up()
-        except (Damaged, lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
+        except (Damaged, lmdb.CorruptedError, lmdb.PageNotFoundError, msgspec.DecodeError) as error:
             if isinstance(error, Damaged) and error.reason in ("DAMAGED_LOG", "NO_WAY_BACK"):
                 raise
             self.recovery.append(f"state is damaged: {error}")

@@ -77,7 +77,7 @@ def decode_item(number: int, data: bytes | memoryview | None) -> ItemRow:
         found = str(error)
     raise Damaged(
         "DAMAGED_CATALOGUE",
-        f"expected a row for item number {number}, got: {found}; remove the files of the state directory to have it rebuilt from the log",
+        f"expected a row for item number {number}, got: {found}; remove the state directory to have it rebuilt from the log",
     )
 
 
@@ -98,7 +98,7 @@ def damaged_record(error: RecordError) -> Damaged:
     """Return our error for a stored record that is none."""
     return Damaged(
         "DAMAGED_RECORD",
-        f"expected a profile record, got: {error}; remove the files of the state directory to rebuild it from the log",
+        f"expected a profile record, got: {error}; remove the state directory to rebuild it from the log",
     )
 
 

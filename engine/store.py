@@ -195,8 +195,11 @@ def commit(txn: lmdb.Transaction[Any], map_bytes: int) -> None:
                 "DISK_FULL", f"expected room on the disk to commit, got none; free some and open again: {_IN_THE_LOG}"
             ) from error
         detail = os.strerror(code) if code > 0 else str(error)
+        if code == errno.EIO:  # What LMDB also says of a write that was cut short.
+            detail += " (the disk may be full)"
         raise Unavailable(
-            "STATE_WRITE_FAILED", f"expected to commit, got: {detail}; check the disk and open again: {_IN_THE_LOG}"
+            "STATE_WRITE_FAILED",
+            f"expected to commit, got: {detail}; check the disk, make room, and open again: {_IN_THE_LOG}",
         ) from error
 
 
