@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import lmdb
 import numpy as np
@@ -21,7 +22,7 @@ from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, ReasonDetail, Tier
 from tailorbird.engine.signals import Signal
-from tailorbird.engine.state import NO_FRAGMENT, damaged_record, read_record, split_person_row
+from tailorbird.engine.state import NO_FRAGMENT, damaged_record, members_of_row, packed_head, read_record
 from tailorbird.engine.store import Store
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import ItemList
@@ -35,11 +36,14 @@ RECENT_ITEMS_MAX = 256
 AFFINITY_STRENGTH = 5.0
 NOTABLE = 1.1  # a lift or share ratio from which it is named as a reason
 AFFINITY_VALUES = 4  # of a person's values, those that bring candidates
+REASONS_KEPT = 4_096
 LIST_CONSENT = {
     ItemList.BOUGHT: bit(DataType.TRANSACTIONAL, Purpose.PERSONALISE),
     ItemList.SHOWN: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
     ItemList.SERVED: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
 }
+SERVED_CODE = LIST_KINDS[ItemList.SERVED]
+NO_HEADER = bytes(native_history.CHUNK_HEADER_BYTES)
 SERVED_CONSENT = bit(DataType.BEHAVIOURAL, Purpose.COLLECT)
 # The digits of the native reason codes.
 _DIGITS = {
@@ -58,7 +62,7 @@ _NO_WEIGHTS = np.zeros(0, np.float32)
 # Items with the times (ms) they were met at; and of an attribute its index, the person's values, their lifts, any other's.
 Mentions = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 Affinity = tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]
-Winner = tuple[int, float, float, float, float, float, int, float, int]
+Winner = tuple[int, str, float, int, int]  # as ItemTable.rank gives it
 
 
 @dataclass(slots=True)
@@ -73,13 +77,24 @@ class Person:
     last_seen: int
 
 
+class ListWindow(NamedTuple):
+    """A list whose items a placement does not offer again, and what reading it takes."""
+
+    code: int
+    window_ms: int
+    consent: int
+
+
 @dataclass(slots=True)
 class Placed:
     """A placement with what is looked up in it once."""
 
     declaration: Placement
-    windows: Mapping[ItemList, int]
+    windows: tuple[ListWindow, ...]
+    speaking: frozenset[int]  # codes of the lists that also say what goes together with their items
     vector: npt.NDArray[np.int32] | None
+    vector_values: npt.NDArray[np.float32]  # written by each decision
+    vector_statuses: npt.NDArray[np.uint8]
     vector_log: bool
     features: tuple[int, ...]
     recent: tuple[int, ...]
@@ -124,12 +139,13 @@ class Decider:
         self._weights = np.zeros(64, np.float32)
         self._items = np.zeros(128, np.uint32)
         self._times = np.zeros(128, np.int64)
+        self._reasons: dict[tuple[int, str], tuple[ReasonDetail, ...]] = {}
 
     # ---- the decision --------------------------------------------------------------------------------------------
 
     def decide(self, request: DecideRequest, now: int) -> tuple[Decision, bytes, tuple[int, ...]]:
         """Return the decision, the fragment its serving belongs to (empty: not to be recorded), and the item numbers."""
-        txn = self.store.begin(buffers=True)
+        txn = self.store.begin()
         try:
             head = self.evidence.follow(txn)
             if head.position < request.min_position:
@@ -142,7 +158,7 @@ class Decider:
             txn.abort()
 
     def _decide(
-        self, txn: lmdb.Transaction[memoryview], request: DecideRequest, at: int
+        self, txn: lmdb.Transaction[bytes], request: DecideRequest, at: int
     ) -> tuple[Decision, bytes, tuple[int, ...]]:
         evidence = self.evidence
         compiled = self._take_up_configuration()
@@ -204,7 +220,7 @@ class Decider:
                     uniform_strength=evidence.over_all.strength,
                     levels=chain.levels,
                     together=together,
-                    touched=touched[:touched_count],
+                    touched=touched[:touched_count] if touched_count else None,
                     together_support=support,
                     together_exponent=exponent,
                     affinities=known.affinities,
@@ -218,8 +234,18 @@ class Decider:
                 present = np.array([winner[0] for winner in winners], np.uint32)
                 refused = present if known.excluded is None else np.concatenate([known.excluded, present])
                 winners += rank(items.lookup(placement.fallback)[0], k - len(winners), refused)[0]
-            explain = self._explainer(txn, placed, chain, known)
-            decided = tuple([DecidedItem(items.id(winner[0]), winner[1], 1.0, explain(winner)) for winner in winners])
+            label, common = chain.label, self._reasons
+            decided = tuple(
+                [
+                    DecidedItem(
+                        winner[1],
+                        winner[2],
+                        1.0,
+                        common.get((winner[3], label)) or self._explain(txn, placed, chain, known, winner),
+                    )
+                    for winner in winners
+                ]
+            )
         finally:
             if touched_count:
                 native_neighbours.clear(evidence.scratch, touched, touched_count)
@@ -263,7 +289,7 @@ class Decider:
         self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], at: int
     ) -> npt.NDArray[np.float32] | None:
         """Return the numeric values of features of the best known identifier's person, None for a stranger."""
-        txn = self.store.begin(buffers=True)
+        txn = self.store.begin()
         try:
             self.evidence.follow(txn)
             assert self.evidence.layouts is not None
@@ -271,7 +297,7 @@ class Decider:
                 row = txn.get(anchor.key, db=self.store.tables["identifiers"])
                 data = txn.get(row[:16], db=self.store.tables["people"]) if row is not None else None
                 if data is not None:
-                    self._load(split_person_row(data)[0])
+                    self._load(packed_head(data))
                     view = self._view
                     out, statuses = np.empty(len(features), np.float32), np.empty(len(features), np.uint8)
                     jurisdiction = self.evidence.layouts.current.configuration.jurisdiction
@@ -284,7 +310,7 @@ class Decider:
 
     # ---- who -----------------------------------------------------------------------------------------------------
 
-    def _person(self, txn: lmdb.Transaction[memoryview], request: DecideRequest, degraded: list[str]) -> Person:
+    def _person(self, txn: lmdb.Transaction[bytes], request: DecideRequest, degraded: list[str]) -> Person:
         """Return the person the identifiers name: the best known one's profile, and the fragments of all of them."""
         evidence, tables = self.evidence, self.store.tables
         assert evidence.layouts is not None
@@ -306,7 +332,7 @@ class Decider:
             row = txn.get(anchor.key, db=tables["identifiers"])
             if row is None:
                 continue
-            person_id = bytes(row[:16])
+            person_id = row[:16]
             if found is not None and found.person_id == person_id:
                 continue
             data = txn.get(person_id, db=tables["people"])
@@ -315,25 +341,24 @@ class Decider:
                     "DAMAGED_RECORD", "expected a head for every person, found none; replay the log"
                 )
             if found is None:
-                packed, fragments = split_person_row(data)
-                self._load(packed)
+                self._load(packed_head(data))
                 view = self._view
                 allowed = permitted(
                     view.granted, view.denied, view.restricted, evidence.layouts.current.configuration.jurisdiction
                 )
                 holder = view.fragment_id
-                if holder != NO_FRAGMENT:  # One fragment holds all there is, lists too.
-                    fragments = (holder,)
+                # Where one fragment holds all there is, it holds the lists too.
+                fragments = (holder,) if holder != NO_FRAGMENT else members_of_row(data)
                 served_key = holder if holder != NO_FRAGMENT else anchor.key
                 found = Person(view, allowed, person_id, fragments, served_key, view.last_seen)
             else:  # Another person's devices still must not be shown the same again.
-                found.fragments += split_person_row(data)[1]
+                found.fragments += members_of_row(data)
         if found is None:
             degraded.append("NO_PROFILE")
             return nobody
         return found
 
-    def _load(self, data: memoryview | bytes) -> None:
+    def _load(self, data: bytes) -> None:
         assert self.evidence.layouts is not None
         current = self.evidence.layouts.current
         if int.from_bytes(data[4:6], "little") != current.layout_version:
@@ -345,7 +370,7 @@ class Decider:
 
     def _fold_events(
         self,
-        txn: lmdb.Transaction[memoryview],
+        txn: lmdb.Transaction[bytes],
         person: Person,
         events: tuple[Signal, ...],
         compiled: CompiledConfiguration,
@@ -361,7 +386,7 @@ class Decider:
         if person.view is not None:
             data = txn.get(person.person_id, db=self.store.tables["people"])
             assert data is not None
-            record = read_record(self.evidence.layouts, split_person_row(data)[0])
+            record = read_record(self.evidence.layouts, packed_head(data))
             masks = ConsentMasks(record.granted, record.denied, record.restricted, record.explicit)
         else:
             record, masks = Record(layout), ConsentMasks()
@@ -409,7 +434,7 @@ class Decider:
     # ---- what is known of them -------------------------------------------------------------------------------------
 
     def _known(
-        self, txn: lmdb.Transaction[memoryview], person: Person, placed: Placed, given: npt.NDArray[np.uint32], at: int
+        self, txn: lmdb.Transaction[bytes], person: Person, placed: Placed, given: npt.NDArray[np.uint32], at: int
     ) -> Known:
         """Return what the profile, the lists and the events of the request say, as far as consent lets them."""
         known = Known()
@@ -423,10 +448,12 @@ class Decider:
         excluded: list[npt.NDArray[np.uint32]] = [given] if len(given) and placed.windows else []
         mentions: list[Mentions] = [(given, np.full(len(given), at))] if len(given) and placed.recent else []
         neighbours = self.evidence.neighbours
-        for kind, entries in self._lists(txn, person, placed, at):
-            excluded.append(entries[0])
-            if kind is ItemList.BOUGHT and placed.declaration.rank.bought:
-                mentions.append(entries)
+        if placed.windows:
+            chunks, speaking = self._lists(txn, person, placed, at)
+            if chunks:
+                excluded.append(native_history.read_items(chunks))
+            if speaking:
+                mentions.append(native_history.read_chunks(speaking))
         excluded += [self._recent(view, index, at, allowed)[0] for index in placed.exclude_recent]
         if neighbours is not None:
             mentions += [self._recent(view, index, at, allowed) for index in placed.recent]
@@ -439,15 +466,13 @@ class Decider:
         if placed.affinity:
             known.affinities = tuple(self._affinities(view, placed, at, allowed))
         if placed.vector is not None:
-            known.vector = np.empty(len(placed.vector), np.float32)
-            statuses = np.empty(len(placed.vector), np.uint8)
-            view.read_vector(placed.vector, at, allowed, known.vector, statuses)
-            counted = statuses.tobytes()
-            fresh = counted.count(FRESH)
-            known.masked_count += counted.count(MASKED)
+            fresh, masked = view.read_vector(
+                placed.vector, at, allowed, placed.vector_values, placed.vector_statuses
+            )
+            known.masked_count += masked
             known.fresh_count += fresh
-            if not fresh:
-                known.vector = None
+            if fresh:
+                known.vector = placed.vector_values
         known.speaks = bool(len(known.recent) or known.affinities or known.vector is not None)
         return known
 
@@ -456,31 +481,30 @@ class Decider:
         return self._items[:n].copy(), self._times[:n].copy()
 
     def _lists(
-        self, txn: lmdb.Transaction[memoryview], person: Person, placed: Placed, at: int
-    ) -> list[tuple[ItemList, Mentions]]:
-        """Return the entries per list the placement excludes, within its window, over all the person's devices."""
-        found: list[tuple[ItemList, Mentions]] = []
-        if not placed.windows:
-            return found
-        chunks: dict[int, list[bytes]] = {}
+        self, txn: lmdb.Transaction[bytes], person: Person, placed: Placed, at: int
+    ) -> tuple[list[native_history.Chunk], list[native_history.Chunk]]:
+        """Return the chunks of the lists the placement excludes, over all the person's devices, and of those that speak."""
+        found: list[native_history.Chunk] = []
+        speaking: list[native_history.Chunk] = []
+        since: dict[int, int] = {}
+        for code, window_ms, consent in placed.windows:
+            if person.permitted & consent:
+                since[code] = max(0, (at - window_ms) // 1000)
         cursor = txn.cursor(db=self.store.tables["lists"])
         for fragment in person.fragments:
-            more = cursor.set_range(fragment)
-            while more:
-                key, value = cursor.item()
-                if key[:16] != fragment:
-                    break
-                chunks.setdefault(key[16], []).append(bytes(value))
-                more = cursor.next()
-            for time, numbers in self.recently_served(fragment, at):
-                entries = b"".join([pack_entry(number, time // 1000) for number in numbers])
-                header = bytes(native_history.CHUNK_HEADER_BYTES)
-                chunks.setdefault(LIST_KINDS[ItemList.SERVED], []).append(header + entries)
-        for kind, window in placed.windows.items():
-            of_kind = chunks.get(LIST_KINDS[kind])
-            if of_kind and window and person.permitted & LIST_CONSENT[kind]:
-                found.append((kind, native_history.read_chunks(of_kind, max(0, (at - window) // 1000))))
-        return found
+            if cursor.set_range(fragment):
+                for key, chunk in cursor:
+                    if not key.startswith(fragment):
+                        break
+                    if key[16] in since:
+                        found.append((chunk, since[key[16]]))
+                        if key[16] in placed.speaking:
+                            speaking.append(found[-1])
+            if SERVED_CODE in since:
+                for time, numbers in self.recently_served(fragment, at):
+                    entries = b"".join([pack_entry(number, time // 1000) for number in numbers])
+                    found.append((NO_HEADER + entries, since[SERVED_CODE]))
+        return found, speaking
 
     def _affinities(self, view: RecordView, placed: Placed, at: int, permitted: int) -> list[Affinity]:
         """Return, per attribute, P(value | person) / P(value): the person's weights with the shop's shares as the prior."""
@@ -523,41 +547,46 @@ class Decider:
 
     # ---- the answer ----------------------------------------------------------------------------------------------
 
-    def _explainer(
-        self, txn: lmdb.Transaction[memoryview], placed: Placed, chain: Chain, known: Known
-    ) -> Callable[[Winner], tuple[ReasonDetail, ...]]:
-        """Return what tells why an item stands where it stands, the strongest reason first."""
+    def _explain(
+        self, txn: lmdb.Transaction[bytes], placed: Placed, chain: Chain, known: Known, winner: Winner
+    ) -> tuple[ReasonDetail, ...]:
+        """Return why an item stands where it stands, the strongest reason first."""
+        code = winner[3]
+        named = REASONS.get(code) or _reasons_of(code)
+        reasons = tuple(
+            [ReasonDetail(reason, self._detail(txn, placed, chain, known, reason, winner)) for reason in named]
+        )
+        if not OF_THE_ITEM.intersection(named):  # Then every item of this context has the same.
+            if len(self._reasons) >= REASONS_KEPT:
+                self._reasons.clear()
+            self._reasons[code, chain.label] = reasons
+        return reasons
+
+    def _detail(
+        self,
+        txn: lmdb.Transaction[bytes],
+        placed: Placed,
+        chain: Chain,
+        known: Known,
+        reason: Reason,
+        winner: Winner,
+    ) -> str:
+        """Return what a reason rests on."""
         catalogue, neighbours = self.evidence.catalogue, self.evidence.neighbours
-
-        def detail(reason: Reason, winner: Winner) -> str:
-            item, affinity_index = winner[0], winner[6]
-            if reason is Reason.POPULAR_IN_CONTEXT:
-                return chain.label
-            if reason is Reason.AFFINITY:
-                attribute = placed.affinity[affinity_index][0]
-                symbol = catalogue.items.symbol(attribute, item)
-                text = txn.get(symbol.to_bytes(8, "big"), db=self.store.tables["symbols"])
-                return f"{catalogue.attributes[attribute]}={bytes(text).decode() if text is not None else '?'}"
-            if reason is Reason.BOUGHT_TOGETHER and neighbours is not None:
-                source = native_neighbours.explain(
-                    neighbours.indptr, neighbours.items, neighbours.weights, known.recent, known.weights, item
-                )
-                return catalogue.items.id(int(known.recent[source])) if source >= 0 else ""
-            return ""
-
-        by_code: dict[int, tuple[ReasonDetail, ...]] = {}
-
-        def explain(winner: Winner) -> tuple[ReasonDetail, ...]:
-            code = winner[8]
-            reasons = by_code.get(code)
-            if reasons is None:
-                named = REASONS.get(code) or _reasons_of(code)
-                reasons = tuple([ReasonDetail(reason, detail(reason, winner)) for reason in named])
-                if not OF_THE_ITEM.intersection(named):
-                    by_code[code] = reasons
-            return reasons
-
-        return explain
+        item, affinity_index = winner[0], winner[4]
+        if reason is Reason.POPULAR_IN_CONTEXT:
+            return chain.label
+        if reason is Reason.AFFINITY:
+            attribute = placed.affinity[affinity_index][0]
+            symbol = catalogue.items.symbol(attribute, item)
+            text = txn.get(symbol.to_bytes(8, "big"), db=self.store.tables["symbols"])
+            return f"{catalogue.attributes[attribute]}={text.decode() if text is not None else '?'}"
+        if reason is Reason.BOUGHT_TOGETHER and neighbours is not None:
+            source = native_neighbours.explain(
+                neighbours.indptr, neighbours.items, neighbours.weights, known.recent, known.weights, item
+            )
+            return catalogue.items.id(int(known.recent[source])) if source >= 0 else ""
+        return ""
 
     def _decision_id(self, request: DecideRequest, at: int) -> str:
         """Return an opaque id; the same request id gives the same one."""
@@ -614,14 +643,23 @@ def _placed(
     affinity = tuple((attributes.index(name), index[feature]) for name, feature in placement.rank.affinity.items())
     recent = tuple(index[name] for name in placement.rank.recent)
     features = tuple(dict.fromkeys([*recent, *(feature for _, feature in affinity)]))
+    length = len(vector.features) if vector else 0
+    windows = tuple(
+        ListWindow(LIST_KINDS[kind], window, LIST_CONSENT[kind])
+        for kind, window in compiled.exclusion_windows_ms[placement.name].items()
+        if window
+    )
     return Placed(
         placement,
-        compiled.exclusion_windows_ms[placement.name],
+        windows,
+        frozenset({LIST_KINDS[ItemList.BOUGHT]} if placement.rank.bought else ()),
         np.array([index[name] for name in vector.features], np.int32) if vector else None,
+        np.zeros(length, np.float32),
+        np.zeros(length, np.uint8),
         vector is not None and vector.transform == "log1p",
         features,
         recent,
         tuple(index[name] for name in placement.exclude_recent),
         affinity,
-        len(features) + (len(vector.features) if vector else 0),
+        len(features) + length,
     )

@@ -55,7 +55,7 @@ class Evidence:
         self.store = store
         self.models = models
         self.head = Head()
-        self._raw_head = b""
+        self._transaction_id = -1
         self.layouts: Layouts | None = None
         self.catalogue: Catalogue
         self.statistics: Statistics
@@ -75,8 +75,7 @@ class Evidence:
 
     def follow(self, txn: lmdb.Transaction[Any]) -> Head:
         """Bring everything to the moment of a read transaction and return its head."""
-        raw = bytes(txn.get(b"head", db=self.store.tables["meta"]) or b"")
-        if raw == self._raw_head and raw:
+        if txn.id() == self._transaction_id:
             return self.head
         head = self.store.read_head(txn)
         if self.layouts is None or head.configuration != self.layouts.current.version:
@@ -97,7 +96,7 @@ class Evidence:
         self.scale = statistics.scale(head.latest_event_time) if statistics.landmark else 1.0
         self.over_all = Level(statistics.everything.total * self.scale, statistics.strength(statistics.everything))
         self._chains.clear()
-        self.head, self._raw_head = head, raw
+        self.head, self._transaction_id = head, txn.id()
         return head
 
     def _follow_counts(self, txn: lmdb.Transaction[Any], head: Head) -> None:

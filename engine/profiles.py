@@ -14,7 +14,7 @@ from tailorbird.engine.evidence import Evidence
 from tailorbird.engine.facts import Anchor
 from tailorbird.engine.features import Feature, ValueKind
 from tailorbird.engine.profile import FeatureStatus, FeatureValue, Profile
-from tailorbird.engine.state import read_record, split_person_row
+from tailorbird.engine.state import members_of_row, packed_head, read_record
 from tailorbird.engine.store import Store, scan, u64
 from tailorbird.engine.vocabulary import ItemList
 from tailorbird.native import record
@@ -37,8 +37,8 @@ def read_profile(
         return None
     data = txn.get(person, db=store.tables["people"])
     assert data is not None
-    packed, members = split_person_row(data)
-    head = read_record(layouts, packed)
+    members = members_of_row(data)
+    head = read_record(layouts, packed_head(data))
     view = RecordView()
     view.load(layouts.current.features.layout, head.pack())
     masks = ConsentMasks(head.granted, head.denied, head.restricted, head.explicit)

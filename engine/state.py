@@ -287,9 +287,8 @@ class State:
             if data is None:
                 raise Damaged("DAMAGED_RECORD", "expected a head for every person named by an identifier, found none")
             assert self.layouts is not None
-            packed, members = split_person_row(data)
-            record = self._records[person] = read_record(self.layouts, packed)
-            self._members[person] = members
+            record = self._records[person] = read_record(self.layouts, packed_head(data))
+            self._members[person] = members_of_row(data)
         return record
 
     def members_of(self, person: bytes) -> tuple[bytes, ...]:
@@ -519,14 +518,18 @@ def item_key(item_id: str) -> bytes:
     return raw if len(raw) <= 400 else raw[:384] + xxhash.xxh3_128_digest(raw)
 
 
-def split_person_row(data: bytes | memoryview) -> tuple[bytes | memoryview, tuple[bytes, ...]]:
-    """Return the packed head of a stored person and the person's fragments in canonical order."""
-    member_count = int.from_bytes(data[6:8], "little")
+def packed_head(row: bytes) -> bytes:
+    """Return the packed head of a stored person."""
+    member_count = row[6] | row[7] << 8
+    return row if member_count <= 1 else row[: -16 * member_count]
+
+
+def members_of_row(row: bytes) -> tuple[bytes, ...]:
+    """Return the fragments of a stored person in canonical order."""
+    member_count = row[6] | row[7] << 8
     if member_count <= 1:
-        return data, (bytes(data[16:32]),)
-    end = len(data) - 16 * member_count
-    tail = bytes(data[end:])
-    return data[:end], tuple(tail[i : i + 16] for i in range(0, len(tail), 16))
+        return (row[16:32],)
+    return tuple(row[start : start + 16] for start in range(len(row) - 16 * member_count, len(row), 16))
 
 
 def _is_blank(record: Record) -> bool:

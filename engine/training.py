@@ -16,7 +16,7 @@ from tailorbird.engine.errors import PreconditionFailed
 from tailorbird.engine.facts import FactKind, SignalFact, decode_fact
 from tailorbird.engine.log import LocalLog
 from tailorbird.engine.neighbours_file import write_neighbours
-from tailorbird.engine.state import Layouts, item_key, masks_of, read_layouts, read_record, split_person_row
+from tailorbird.engine.state import Layouts, item_key, masks_of, packed_head, read_layouts, read_record
 from tailorbird.engine.store import Store
 
 
@@ -93,5 +93,5 @@ def _permitted(layouts: Layouts, data: bytes | None) -> int:
     """Return what the choices standing today permit of a stored person."""
     if data is None:
         return 0
-    masks = masks_of(read_record(layouts, split_person_row(data)[0]))
+    masks = masks_of(read_record(layouts, packed_head(data)))
     return masks.permits(layouts.current.configuration.jurisdiction)

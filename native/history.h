@@ -8,6 +8,12 @@
 
 #include "exp2.h"
 
+/* As stored in a chunk. */
+typedef struct {
+    uint32_t item;
+    uint32_t time_s; /* seconds since 1970 */
+} tb_entry;
+
 typedef struct {
     int64_t time; /* ms since 1970 */
     uint32_t item;

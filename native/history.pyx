@@ -3,43 +3,80 @@
 A chunk of a list is 8 bytes of header, then entries of (item u32, time u32 in seconds since 1970), little endian.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
 import numpy as np
 
 cdef extern from "history.h" nogil:
+    ctypedef struct tb_entry:
+        uint32_t item
+        uint32_t time_s
     ctypedef struct tb_mention:
         int64_t time
         uint32_t item
     size_t tb_distinct_newest(tb_mention* mentions, size_t count, size_t limit)
     void tb_recency_weights(const tb_mention* mentions, size_t count, double half_life_ms, float* weights)
 
-CHUNK_HEADER_BYTES = 8
+cdef enum: CHUNK_HEADER = 8
+CHUNK_HEADER_BYTES = CHUNK_HEADER
 
 
-def read_chunks(list chunks not None, uint32_t since_s):
-    """Return (items uint32, times int64 in ms) of the entries of list chunks not older than `since_s`, in their order."""
-    cdef Py_ssize_t total = 0, found = 0, i, entries
-    cdef const uint8_t[::1] chunk
-    cdef uint32_t entry[2]
-    for chunk in chunks:
-        if chunk.shape[0] < 8 or (chunk.shape[0] - 8) % 8:
-            raise ValueError(f"expected chunks of 8 bytes and 8 an entry, got {chunk.shape[0]} bytes")
-        total += (chunk.shape[0] - 8) // 8
+cdef Py_ssize_t entry_count(bytes chunk) except -1:
+    """Return how many entries a chunk has room for."""
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(chunk) - CHUNK_HEADER
+    if size < 0 or size % sizeof(tb_entry):
+        raise ValueError(f"expected chunks of 8 bytes and 8 an entry, got {len(chunk)} bytes")
+    return size // <Py_ssize_t>sizeof(tb_entry)
+
+
+cdef Py_ssize_t entries_of(list chunks) except -1:
+    cdef Py_ssize_t total = 0
+    for chunk, _ in chunks:
+        total += entry_count(chunk)
+    return total
+
+
+def read_chunks(list chunks not None):
+    """Return (items uint32, times int64 in ms) of the entries of list chunks, in their order.
+
+    `chunks` are pairs of (bytes, since_s): entries older than `since_s` are left out.
+    """
+    cdef Py_ssize_t total = entries_of(chunks), found = 0, i
+    cdef tb_entry entry
+    cdef uint32_t since
+    cdef bytes chunk
     items_out, times_out = np.empty(total, np.uint32), np.empty(total, np.int64)
     cdef uint32_t[::1] items = items_out
     cdef int64_t[::1] times = times_out
-    for chunk in chunks:
-        entries = (chunk.shape[0] - 8) // 8
-        for i in range(entries):
-            memcpy(entry, &chunk[8 + 8 * i], 8)
-            if entry[1] >= since_s:
-                items[found] = entry[0]
-                times[found] = <int64_t>entry[1] * 1000
+    for chunk, since in chunks:
+        for i in range(entry_count(chunk)):
+            memcpy(&entry, PyBytes_AS_STRING(chunk) + CHUNK_HEADER + i * sizeof(tb_entry), sizeof(tb_entry))
+            if entry.time_s >= since:
+                items[found] = entry.item
+                times[found] = <int64_t>entry.time_s * 1000
                 found += 1
     return items_out[:found], times_out[:found]
+
+
+def read_items(list chunks not None):
+    """Return the items alone of what `read_chunks` returns."""
+    cdef Py_ssize_t total = entries_of(chunks), found = 0, i
+    cdef tb_entry entry
+    cdef uint32_t since
+    cdef bytes chunk
+    items_out = np.empty(total, np.uint32)
+    cdef uint32_t[::1] items = items_out
+    for chunk, since in chunks:
+        for i in range(entry_count(chunk)):
+            memcpy(&entry, PyBytes_AS_STRING(chunk) + CHUNK_HEADER + i * sizeof(tb_entry), sizeof(tb_entry))
+            if entry.time_s >= since:
+                items[found] = entry.item
+                found += 1
+    return items_out[:found]
 
 
 def distinct_newest(list parts not None, Py_ssize_t limit, double half_life_ms):

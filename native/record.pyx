@@ -648,15 +648,16 @@ cdef class RecordView(RecordHeader):
 
     def read_vector(self, const int32_t[::1] indices not None, int64_t at, uint64_t mask,
                     float[::1] out not None, uint8_t[::1] status not None):
-        """Write each feature as one number as of `at`, and its status; 0 where the status is not FRESH.
+        """Write each feature as one number as of `at`, and its status; return how many are FRESH and how many MASKED.
 
-        COUNT as it is, SUM in units, LAST when it holds a number (the reader must know which LAST holds symbols),
+        The number is 0 where the status is not FRESH.         COUNT as it is, SUM in units, LAST when it holds a number (the reader must know which LAST holds symbols),
         TIME_SINCE in seconds and never below 0, DECAYED at `at`. TOP_K and LAST_K are MISSING. All three arrays have
         one length.
         """
         cdef RecordLayout layout = self._layout
         cdef Py_ssize_t count = indices.shape[0], i
         cdef Py_ssize_t feature_count = 0 if layout is None else layout.feature_count
+        cdef Py_ssize_t fresh = 0, masked = 0
         cdef uint32_t offset
         cdef bint known = True
         if out.shape[0] != count or status.shape[0] != count:
@@ -671,6 +672,9 @@ cdef class RecordView(RecordHeader):
                 offset = self.offsets__f[indices[i]]
                 status[i] = tb_read_number(&layout.features[indices[i]], self.data + offset if offset else NULL,
                                            at, mask, &out[i])
+                fresh += status[i] == TB_FRESH
+                masked += status[i] == TB_MASKED
+        return fresh, masked
 
     def status(self, Py_ssize_t index, int64_t at, uint64_t mask):
         """FRESH, STALE, MISSING or MASKED: whether the feature may speak, whatever its kind."""

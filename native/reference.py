@@ -175,6 +175,13 @@ def dot(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     return float(lanes[0])
 
 
+def quantised(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]:
+    """Return whole numbers of at most 32,767 and the power of two that, times them, gives the values back."""
+    exponent = math.frexp(float(np.max(np.abs(values), initial=0.0)))[1] - 15
+    wholes = np.rint(values.astype(np.float64) * 2.0**-exponent)
+    return np.clip(wholes, -32_767, 32_767).astype(np.float32), 2.0**exponent
+
+
 def rank(
     items: Sequence[ScoredItem],
     candidates: Sequence[int] | None,
@@ -237,7 +244,8 @@ def rank(
             estimate *= lift
         embedding = items[number].embedding
         if vector is not None and embedding is not None:
-            exponent = dot(vector, embedding)
+            mantissas, unit = quantised(embedding)
+            exponent = dot(vector, mantissas) * unit
             if not math.isnan(exponent):
                 vector_lift = exp2_of(min(max(exponent * 1.4426950408889634, -30.0), 30.0))
             estimate *= vector_lift

@@ -8,6 +8,7 @@
 #define TAILORBIRD_SCORING_H
 
 #include <float.h>
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -31,16 +32,20 @@ static inline void tb_advise_huge(void *block, size_t bytes) {
 #endif
 }
 
+static inline void tb_prefetch(const void *place) { __builtin_prefetch(place); }
+
 #define TB_UNKNOWN 0xFFFFFFFFu
 #define TB_LIVE 1u
 #define TB_LOG2_E 1.4426950408889634
 #define TB_LANES 16
+#define TB_CACHE_LINE 64
 #define TB_LOOKUP_BATCH 64
 
 /* Half a cache line: everything that admits or refuses one item, and its popularity over all contexts. */
 typedef struct {
     double count;      /* landmark-scaled decayed count, all contexts */
-    uint32_t flags;    /* TB_LIVE */
+    uint16_t flags;    /* TB_LIVE */
+    int16_t exponent;  /* the item's embedding is its stored whole numbers times 2^exponent */
     int32_t stock;     /* -1: not counted */
     uint32_t start_s;  /* seconds since 1970; 0: open */
     uint32_t end_s;
@@ -195,7 +200,7 @@ typedef struct {
     size_t affinity_count;
     tb_affinity affinities[TB_AFFINITIES_MAX];
     const float *vector;      /* the person's vector, or NULL */
-    const float *embeddings;  /* item-major, rows of width floats */
+    const int16_t *embeddings; /* item-major, rows of width numbers; see tb_quantise */
     size_t width;             /* a multiple of TB_LANES */
 } tb_evidence;
 
@@ -211,14 +216,35 @@ typedef struct {
     double score;
 } tb_score_parts;
 
+/* Largest stored number of an embedding. */
+#define TB_MANTISSA_MAX 32767.0
+
+/* Writes finite values as whole numbers times 2^exponent, to 2^-15 of the largest, and returns the exponent.
+ *
+ * Half the memory of floats is half the cache misses of random rows, which is what ranking a large catalogue costs. A
+ * power of two as the scale keeps the arithmetic exact. */
+static inline int16_t tb_quantise(const float *values, size_t count, int16_t *mantissas) {
+    float largest = 0.0f;
+    int exponent;
+    for (size_t f = 0; f < count; f++) largest = fabsf(values[f]) > largest ? fabsf(values[f]) : largest;
+    frexp((double)largest, &exponent);
+    exponent -= 15;
+    double per_unit = tb_power_of_two(-exponent);
+    for (size_t f = 0; f < count; f++) {
+        double whole = rint((double)values[f] * per_unit);
+        mantissas[f] = (int16_t)(whole > TB_MANTISSA_MAX ? TB_MANTISSA_MAX : whole < -TB_MANTISSA_MAX ? -TB_MANTISSA_MAX : whole);
+    }
+    return (int16_t)exponent;
+}
+
 /* Dot product over 16 lanes, added as a fixed tree: the same bits at any vector width. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif
-static float tb_dot(const float *a, const float *b, size_t width) {
+static float tb_dot(const float *vector, const int16_t *mantissas, size_t width) {
     float lanes[TB_LANES] = {0};
     for (size_t f = 0; f < width; f += TB_LANES)
-        for (size_t lane = 0; lane < TB_LANES; lane++) lanes[lane] += a[f + lane] * b[f + lane];
+        for (size_t lane = 0; lane < TB_LANES; lane++) lanes[lane] += vector[f + lane] * (float)mantissas[f + lane];
     for (size_t half = TB_LANES / 2; half > 0; half /= 2)
         for (size_t lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
     return lanes[0];
@@ -297,7 +323,8 @@ static inline tb_score_parts tb_score(const tb_evidence *evidence, const tb_item
     }
     parts.vector_lift = 1.0;
     if (evidence->vector != NULL) {
-        double exponent = (double)tb_dot(evidence->vector, evidence->embeddings + (size_t)item * evidence->width, evidence->width);
+        const int16_t *mantissas = evidence->embeddings + (size_t)item * evidence->width;
+        double exponent = (double)tb_dot(evidence->vector, mantissas, evidence->width) * tb_power_of_two(rows[item].exponent);
         /* A sum that overflowed both ways says nothing. */
         if (exponent == exponent) parts.vector_lift = tb_exp2(tb_clamp(exponent * TB_LOG2_E, -30.0, 30.0));
         estimate *= parts.vector_lift;
@@ -355,19 +382,25 @@ typedef struct {
     uint32_t item;
 } tb_ranked;
 
+/* Where an item's id stands in the arena. */
+typedef struct {
+    uint64_t offset;
+    uint64_t length;
+} tb_id_span;
+
 typedef struct {
     const char *arena;
-    const uint64_t *id_offset;
-    const uint32_t *id_length;
+    const tb_id_span *spans;
 } tb_ids;
 
 /* Whether a comes before b: higher score, then smaller id by bytes. */
 static inline int tb_before(const tb_ids *ids, tb_ranked a, tb_ranked b) {
     if (a.score != b.score) return a.score > b.score;
     if (a.item == b.item) return 0;
-    uint32_t la = ids->id_length[a.item], lb = ids->id_length[b.item];
-    int order = memcmp(ids->arena + ids->id_offset[a.item], ids->arena + ids->id_offset[b.item], la < lb ? la : lb);
-    return order != 0 ? order < 0 : la < lb;
+    tb_id_span first = ids->spans[a.item], second = ids->spans[b.item];
+    uint64_t common = first.length < second.length ? first.length : second.length;
+    int order = memcmp(ids->arena + first.offset, ids->arena + second.offset, common);
+    return order != 0 ? order < 0 : first.length < second.length;
 }
 
 static inline void tb_sift_down(const tb_ids *ids, tb_ranked *heap, size_t count, size_t at) {
@@ -430,8 +463,8 @@ static inline tb_ranking tb_rank(const tb_evidence *evidence, const tb_rules *ru
                 for (size_t l = 0; l < evidence->level_count; l++) tb_level_prefetch(&evidence->levels[l], candidates[i + 16]);
             }
             if (evidence->vector != NULL && i + 12 < count && candidates[i + 12] < item_count) {
-                const float *row = evidence->embeddings + (size_t)candidates[i + 12] * evidence->width;
-                for (size_t f = 0; f < evidence->width; f += TB_LANES) __builtin_prefetch(row + f);
+                const int16_t *row = evidence->embeddings + (size_t)candidates[i + 12] * evidence->width;
+                for (size_t f = 0; f < evidence->width; f += TB_CACHE_LINE / sizeof *row) __builtin_prefetch(row + f);
             }
         }
         uint32_t item = candidates != NULL ? candidates[i] : (uint32_t)i;

@@ -6,8 +6,8 @@ import numpy.typing as npt
 
 UNKNOWN_ITEM: Final[int]
 
-# (item number, score, base, in_context, together_share, affinity_lift, affinity_index, vector_lift, reason code)
-Winner = tuple[int, float, float, float, float, float, int, float, int]
+# (item number, id, score, reason code, affinity index)
+Winner = tuple[int, str, float, int, int]
 
 @final
 class CellTable:
@@ -64,4 +64,5 @@ class ItemTable:
         vector: npt.NDArray[np.float32] | None = None,
         vector_log: bool = False,
         notable: float = 1.1,
+        parts: npt.NDArray[np.float64] | None = None,
     ) -> tuple[list[Winner], int, int, int]: ...

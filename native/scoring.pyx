@@ -1,10 +1,16 @@
 """Item columns, context cells, and the ranking of candidates. The kernels are in scoring.h."""
 
 from libc.math cimport isfinite
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
+
+cdef extern from "Python.h":
+    object PySequence_Fast(object sequence, const char* message)
+    PyObject** PySequence_Fast_ITEMS(object fast)
+    Py_ssize_t PySequence_Fast_GET_SIZE(object fast)
 
 import numpy as np
 
@@ -23,7 +29,8 @@ cdef extern from "scoring.h" nogil:
     const uint32_t TB_UNKNOWN
     ctypedef struct tb_item_row:
         double count
-        uint32_t flags
+        uint16_t flags
+        int16_t exponent
         int32_t stock
         uint32_t start_s
         uint32_t end_s
@@ -63,7 +70,7 @@ cdef extern from "scoring.h" nogil:
         size_t affinity_count
         tb_affinity* affinities
         const float* vector
-        const float* embeddings
+        const int16_t* embeddings
         size_t width
     ctypedef struct tb_score_parts:
         double base
@@ -82,10 +89,12 @@ cdef extern from "scoring.h" nogil:
     ctypedef struct tb_ranked:
         float score
         uint32_t item
+    ctypedef struct tb_id_span:
+        uint64_t offset
+        uint64_t length
     ctypedef struct tb_ids:
         const char* arena
-        const uint64_t* id_offset
-        const uint32_t* id_length
+        const tb_id_span* spans
     ctypedef struct tb_ranking:
         size_t candidate_count
         size_t excluded_count
@@ -93,6 +102,7 @@ cdef extern from "scoring.h" nogil:
         double score_sum
         double estimate_sum
     void tb_advise_huge(void* block, size_t bytes_)
+    void tb_prefetch(const void* place)
     tb_id_slot tb_id_slot_of(uint64_t hash_, uint32_t number, const char* id_, uint32_t length, uint64_t offset)
     void tb_id_insert(tb_id_slot* slots, uint64_t slot_mask, tb_id_slot fresh)
     size_t tb_id_find_batch(const tb_id_slot* slots, uint64_t slot_mask, const char* arena, const char** ids,
@@ -101,6 +111,7 @@ cdef extern from "scoring.h" nogil:
     int tb_cell_set(tb_cell_slot* slots, uint64_t slot_mask, uint32_t item, double count)
     uint32_t tb_reason_code(const tb_score_parts* parts, double uniform, double notable)
     double tb_signed_log1p(double x)
+    int16_t tb_quantise(const float* values, size_t count, int16_t* mantissas)
     tb_score_parts tb_score(const tb_evidence* evidence, const tb_item_row* rows, uint32_t item)
     double tb_together_scale(const tb_evidence* evidence, const tb_item_row* rows, uint32_t item_count,
                              const uint32_t* touched, size_t touched_count)
@@ -110,6 +121,7 @@ cdef extern from "scoring.h" nogil:
 UNKNOWN_ITEM = 0xFFFFFFFF
 cdef uint32_t ITEM_NUMBERS_MAX = 0xFFFFFFFE
 cdef size_t DENSE_FROM = 1024
+cdef Py_ssize_t AHEAD = 16  # ids whose objects are fetched while earlier ones are read
 cdef const char* NOT_TEXT = b"\xff"  # stands for an id that is no text, which no item has
 
 
@@ -249,7 +261,7 @@ cdef class CellTable:
 cdef class ItemTable:
     """Everything a decision reads of the catalogue, by dense item number.
 
-    `attribute_count` symbol columns and an embedding of `dimension` float32 per item, rows padded to 16 lanes. Each ranking
+    `attribute_count` symbol columns and an embedding of `dimension` 16-bit numbers per item, rows padded to 16 lanes. Each ranking
     marks its candidates with the next `generation`, which comes round after 2^32 - 1 of them.
     """
 
@@ -265,10 +277,10 @@ cdef class ItemTable:
     cdef char* arena
     cdef size_t arena_used
     cdef size_t arena_bytes
-    cdef uint64_t* id_offset
-    cdef uint32_t* id_length
+    cdef tb_id_span* spans
     cdef uint64_t* symbols
-    cdef float* embeddings
+    cdef int16_t* embeddings
+    cdef float* vector  # of the ranking under way, padded
     cdef readonly uint32_t live_count
 
     def __cinit__(self, Py_ssize_t attribute_count, Py_ssize_t dimension, *, uint32_t generation=0):
@@ -276,6 +288,7 @@ cdef class ItemTable:
             raise ValueError(f"expected 0..64 attributes and 0..4096 dimensions, got {attribute_count} and {dimension}")
         self.attribute_count, self.dimension, self.generation = attribute_count, dimension, generation
         self.width = (dimension + TB_LANES - 1) // TB_LANES * TB_LANES
+        self.vector = <float*>_grown(NULL, 0, max(<size_t>1, self.width) * sizeof(float))
         self._reserve(1024)
         self._rehash(4096)
         self.arena_bytes = 65536
@@ -285,20 +298,19 @@ cdef class ItemTable:
         free(self.rows)
         free(self.slots)
         free(self.arena)
-        free(self.id_offset)
-        free(self.id_length)
+        free(self.spans)
         free(self.symbols)
         free(self.embeddings)
+        free(self.vector)
 
     cdef int _reserve(self, uint32_t capacity) except -1:
         cdef size_t old = self.capacity, new = capacity
         cdef Py_ssize_t a
         cdef uint64_t* columns
         self.rows = <tb_item_row*>_grown(self.rows, old * sizeof(tb_item_row), new * sizeof(tb_item_row))
-        self.id_offset = <uint64_t*>_grown(self.id_offset, old * 8, new * 8)
-        self.id_length = <uint32_t*>_grown(self.id_length, old * 4, new * 4)
+        self.spans = <tb_id_span*>_grown(self.spans, old * sizeof(tb_id_span), new * sizeof(tb_id_span))
         if self.width:
-            self.embeddings = <float*>_grown(self.embeddings, old * self.width * 4, new * self.width * 4)
+            self.embeddings = <int16_t*>_grown(self.embeddings, old * self.width * 2, new * self.width * 2)
         if self.attribute_count:
             columns = <uint64_t*>_grown(NULL, 0, new * 8 * self.attribute_count)
             for a in range(self.attribute_count):
@@ -341,14 +353,17 @@ cdef class ItemTable:
         memcpy(self.arena + self.arena_used, text, length)
         tb_id_insert(self.slots, self.slot_mask,
                      tb_id_slot_of(tb_xxh64(text, length, 0), number, text, length, self.arena_used))
-        self.id_offset[number], self.id_length[number] = self.arena_used, length
+        self.spans[number].offset, self.spans[number].length = self.arena_used, length
         self.arena_used += length
         self.count = number + 1
         return 0
 
     def put(self, uint32_t number, str item_id not None, bint live, int32_t stock, uint32_t start_s, uint32_t end_s,
             tuple symbols not None, const float[::1] embedding):
-        """Set an item whole. Numbers are dense: an unknown one must be the next. `embedding` None is all zeros."""
+        """Set an item whole. Numbers are dense: an unknown one must be the next. `embedding` None is all zeros.
+
+        Embedding values are kept to 2^-15 of the item's largest.
+        """
         cdef Py_ssize_t a, f
         cdef tb_item_row* row
         if len(symbols) != self.attribute_count:
@@ -366,19 +381,26 @@ cdef class ItemTable:
         row.stock, row.start_s, row.end_s = stock, start_s, end_s
         for a in range(self.attribute_count):
             self.symbols[a * <size_t>self.capacity + number] = symbols[a]
-        for f in range(self.dimension):
-            self.embeddings[number * self.width + f] = embedding[f] if embedding is not None else 0.0
+        if embedding is not None and self.dimension:
+            row.exponent = tb_quantise(&embedding[0], self.dimension, self.embeddings + number * self.width)
+        else:
+            memset(self.embeddings + number * self.width, 0, self.width * sizeof(int16_t))
 
     def id(self, uint32_t number):
         """Return an item's id."""
         if number >= self.count:
             raise IndexError(f"expected an item number below {self.count}, got {number}")
-        return self.arena[self.id_offset[number]:self.id_offset[number] + self.id_length[number]].decode("utf-8")
+        return self._id(number)
+
+    cdef str _id(self, uint32_t number):
+        cdef tb_id_span* span = &self.spans[number]
+        return PyUnicode_DecodeUTF8(self.arena + span.offset, span.length, NULL)
 
     def lookup(self, ids not None):
         """Return (numbers uint32 in the order of `ids`, how many are unknown); unknown ids are `UNKNOWN_ITEM`."""
-        cdef list texts = list(ids) if not isinstance(ids, list) else ids
-        cdef Py_ssize_t total = len(texts), first, i, batch
+        texts = PySequence_Fast(ids, "expected a sequence of ids")
+        cdef PyObject** objects = PySequence_Fast_ITEMS(texts)
+        cdef Py_ssize_t total = PySequence_Fast_GET_SIZE(texts), first, i, batch
         out = np.empty(total, np.uint32)
         cdef uint32_t[::1] numbers = out
         cdef const char* pointers[TB_LOOKUP_BATCH]
@@ -388,8 +410,10 @@ cdef class ItemTable:
         for first in range(0, total, TB_LOOKUP_BATCH):
             batch = min(total - first, <Py_ssize_t>TB_LOOKUP_BATCH)
             for i in range(batch):
+                if first + i + AHEAD < total:
+                    tb_prefetch(objects[first + i + AHEAD])
                 try:
-                    pointers[i] = PyUnicode_AsUTF8AndSize(<str?>texts[first + i], &length)
+                    pointers[i] = PyUnicode_AsUTF8AndSize(<str?><object>objects[first + i], &length)
                 except UnicodeEncodeError:  # a lone surrogate
                     pointers[i], length = NOT_TEXT, 1
                 lengths[i] = length
@@ -446,15 +470,17 @@ cdef class ItemTable:
              double uniform_strength=1.0, tuple levels=(), const float[::1] together=None, const uint32_t[::1] touched=None,
              double together_support=0.0, double together_strength=1.0, double together_exponent=0.0,
              tuple affinities=(), const float[::1] vector=None, bint vector_log=False,
-             double notable=1.1):
+             double notable=1.1, double[:, ::1] parts=None):
         """Return (winners, candidate_count, excluded_count, eligible_count), winners best first.
 
         `candidates` are item numbers, unknown ones passed over, repeats counted once; None stands for every item. `levels`
         are (CellTable, total, strength) coarse to fine; `affinities` (attribute index, keys uint64, lifts float64, other
         lift). `together` are co-occurrence scores per item, zero but for the `touched` items; where these sum to zero they say
         nothing and are passed over. Values of `vector` that are not finite count as 0; with `vector_log` they enter as
-        sign(x) ln(1 + |x|). A winner is (item, score, base, in_context, together_share, affinity_lift, affinity_index,
-        vector_lift, reason code of what multiplied the score by more than `notable`). Raises ValueError for lengths that do
+        sign(x) ln(1 + |x|). A winner is (item, id, score, reason code of what multiplied the score by more than `notable`,
+        index of the affinity with the largest lift above 1 or -1). `parts`, float64[k, 5], takes what each winner's score was
+        made of: estimate over all contexts, after the cells, share brought by co-occurrence, largest affinity lift, vector
+        lift. Raises ValueError for lengths that do
         not fit, and for counts, totals, strengths and lifts that are negative or not finite.
         """
         cdef tb_evidence evidence
@@ -463,7 +489,7 @@ cdef class ItemTable:
         cdef tb_rules rules
         cdef tb_ids ids
         cdef tb_ranking ranking
-        cdef tb_score_parts parts
+        cdef tb_score_parts made_of
         cdef size_t i, j, kept = 0, count
         cdef CellTable cell
         cdef const uint64_t[::1] keys
@@ -471,6 +497,8 @@ cdef class ItemTable:
         cdef const uint32_t* candidate_pointer = NULL
         cdef tb_ranked* heap
         cdef double normaliser
+        if parts is not None and (parts.shape[0] < k or parts.shape[1] != 5):
+            raise ValueError(f"expected `parts` of {k} rows of 5, got {parts.shape[0]} of {parts.shape[1]}")
         if k < 1 or k > 65536:
             raise ValueError(f"expected k from 1 to 65536, got {k}")
         if len(levels) > TB_LEVELS_MAX or len(affinities) > TB_AFFINITIES_MAX:
@@ -513,16 +541,14 @@ cdef class ItemTable:
         evidence.together_scale, evidence.together_support = 0.0, _checked(together_support, "together_support")
         evidence.together_strength = _above_zero(together_strength, "together_strength")
         evidence.together_exponent = _checked(together_exponent, "together_exponent")
-        padded = None
-        cdef float[::1] padded_view
         evidence.vector, evidence.embeddings, evidence.width = NULL, self.embeddings, self.width
         if vector is not None:
-            padded = np.zeros(self.width, np.float32)
-            padded_view = padded
             for i in range(<size_t>self.dimension):
-                if isfinite(vector[i]):
-                    padded_view[i] = <float>tb_signed_log1p(vector[i]) if vector_log else vector[i]
-            evidence.vector = &padded_view[0]
+                if not isfinite(vector[i]):
+                    self.vector[i] = 0.0
+                else:
+                    self.vector[i] = <float>tb_signed_log1p(vector[i]) if vector_log else vector[i]
+            evidence.vector = self.vector
         self.generation += 1
         if self.generation == 0:  # the counter came round: forget the old marks
             for i in range(self.count):
@@ -535,7 +561,7 @@ cdef class ItemTable:
                     self.rows[excluded[i]].excluded = self.generation
         rules.now_s, rules.generation, rules.require_stock = now_s, self.generation, require_stock
         rules.allowed = &allowed[0] if allowed is not None and allowed.shape[0] else NULL
-        ids.arena, ids.id_offset, ids.id_length = self.arena, self.id_offset, self.id_length
+        ids.arena, ids.spans = self.arena, self.spans
         count = self.count
         cdef uint32_t none = 0
         if candidates is not None:
@@ -552,12 +578,19 @@ cdef class ItemTable:
                         evidence.together = NULL
                 ranking = tb_rank(&evidence, &rules, &ids, self.rows, self.count, candidate_pointer, count, k, heap, &kept)
             normaliser = ranking.estimate_sum / ranking.score_sum if ranking.score_sum > 0.0 else 1.0
+            for i in range(kept):
+                tb_prefetch(&self.spans[heap[i].item])
+            for i in range(kept):
+                tb_prefetch(self.arena + self.spans[heap[i].item].offset)
             winners = []
             for i in range(kept):
-                parts = tb_score(&evidence, self.rows, heap[i].item)
-                winners.append((heap[i].item, <float>(parts.score * normaliser), parts.base, parts.in_context,
-                                parts.together_share, parts.affinity_lift, parts.affinity_index, parts.vector_lift,
-                                tb_reason_code(&parts, evidence.uniform, notable)))
+                made_of = tb_score(&evidence, self.rows, heap[i].item)
+                winners.append((heap[i].item, self._id(heap[i].item), <float>(made_of.score * normaliser),
+                                tb_reason_code(&made_of, evidence.uniform, notable), made_of.affinity_index))
+                if parts is not None:
+                    parts[i, 0], parts[i, 1] = made_of.base, made_of.in_context
+                    parts[i, 2], parts[i, 3] = made_of.together_share, made_of.affinity_lift
+                    parts[i, 4] = made_of.vector_lift
         finally:
             free(heap)
         return winners, ranking.candidate_count, ranking.excluded_count, ranking.eligible_count

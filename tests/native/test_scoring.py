@@ -55,7 +55,22 @@ def shelf(count: int) -> list[ScoredItem]:
     return [ScoredItem(string.ascii_lowercase[n], count=float(count - n)) for n in range(count)]
 
 
-def order(winners: list[Winner]) -> list[int]:
+def ranked(table: ItemTable, candidates: npt.NDArray[np.uint32] | None, k: int, now_s: int, **named: Any) -> Any:
+    """Return what the twin does: (item, score, what it was made of, reason code) of each winner, and the counts."""
+    parts = np.full((max(1, k), 5), np.nan)
+    winners, *counts = table.rank(candidates, k, now_s, parts=parts, **named)
+    for number, item_id, *_ in winners:
+        assert item_id == table.id(number)
+    whole = [
+        (number, score, base, in_context, share, lift, affinity_index, vector_lift, code)
+        for (number, _, score, code, affinity_index), (base, in_context, share, lift, vector_lift) in zip(
+            winners, parts[: len(winners)].tolist(), strict=True
+        )
+    ]
+    return (whole, *counts)
+
+
+def order(winners: list[tuple[Any, ...]]) -> list[int]:
     return [winner[0] for winner in winners]
 
 
@@ -154,7 +169,7 @@ def test_thousands_of_items_keep_everything_while_the_table_grows() -> None:
     assert table.counts().tolist() == [float(n) for n in range(count)]
     vector = f32(0.1, -0.2, 0.3)
     expected = reference.rank(items, None, 20, 4_000, vector=vector)
-    assert table.rank(None, 20, 4_000, vector=vector) == expected
+    assert ranked(table, None, 20, 4_000, vector=vector) == expected
 
 
 def test_an_item_that_left_and_came_back_keeps_its_number() -> None:
@@ -162,11 +177,11 @@ def test_an_item_that_left_and_came_back_keeps_its_number() -> None:
     table.put(1, "b", False, -1, 0, 0, (), None)
     assert (table.count, table.live_count) == (3, 2)
     assert table.live().tolist() == [1, 0, 1]
-    assert order(table.rank(None, 5, NOW_S)[0]) == [0, 2]
-    assert table.rank(u32(1), 5, NOW_S) == ([], 0, 0, 0)
+    assert order(ranked(table, None, 5, NOW_S)[0]) == [0, 2]
+    assert ranked(table, u32(1), 5, NOW_S) == ([], 0, 0, 0)
     table.put(1, "b", True, 3, 0, 0, (), None)
     assert (table.count, table.live_count) == (3, 3)
-    assert order(table.rank(None, 5, NOW_S)[0]) == [0, 1, 2]
+    assert order(ranked(table, None, 5, NOW_S)[0]) == [0, 1, 2]
 
 
 def test_numbers_are_dense_and_never_given_to_another_id() -> None:
@@ -223,7 +238,7 @@ def test_a_cell_that_turns_dense_holds_the_same(step: int) -> None:
     assert cell.counts(u32(0, last, last + 1, 2**32 - 1)).tolist() == [7.0, 9.0, 0.0, 0.0]
     table = table_of(shelf(4))
     levels = {n: expected.get(n, 0.0) for n in range(4)}
-    assert table.rank(None, 4, NOW_S, levels=((cell, 50.0, 3.0),)) == reference.rank(
+    assert ranked(table, None, 4, NOW_S, levels=((cell, 50.0, 3.0),)) == reference.rank(
         shelf(4), None, 4, NOW_S, levels=[(levels, 50.0, 3.0)]
     )
 
@@ -340,65 +355,65 @@ def test_rank_equals_its_twin_bit_for_bit(
     )
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         expected = reference.rank(items, candidates, k, NOW_S, **asked)
-    found = table.rank(None if candidates is None else u32(*candidates), k, NOW_S, **native)
+    found = ranked(table, None if candidates is None else u32(*candidates), k, NOW_S, **native)
     assert found == expected
     assert all(score >= 0.0 for _, score, *_ in found[0])
-    again = table.rank(None if candidates is None else u32(*candidates), k, NOW_S, **native)
+    again = ranked(table, None if candidates is None else u32(*candidates), k, NOW_S, **native)
     assert again == found
 
 
 def test_equal_scores_stand_in_the_order_of_their_id_bytes() -> None:
     ids = ["b", "a", "é", "", "ab", "a\0", "x" * 17, "x" * 16, "日"]
     table = table_of([ScoredItem(item_id) for item_id in ids])
-    winners = table.rank(None, len(ids), NOW_S)[0]
+    winners = ranked(table, None, len(ids), NOW_S)[0]
     assert [ids[number] for number in order(winners)] == sorted(ids, key=str.encode)
-    assert [ids[number] for number in order(table.rank(None, 3, NOW_S)[0])] == sorted(ids, key=str.encode)[:3]
+    assert [ids[number] for number in order(ranked(table, None, 3, NOW_S)[0])] == sorted(ids, key=str.encode)[:3]
 
 
 def test_nothing_is_ranked_when_all_are_excluded_or_refused() -> None:
     table, everything = table_of(shelf(5)), np.arange(5, dtype=np.uint32)
-    assert table.rank(None, 3, NOW_S, excluded=everything) == ([], 5, 5, 0)
-    assert table.rank(everything, 3, NOW_S, allowed=np.zeros(5, np.uint8)) == ([], 5, 0, 0)
-    assert table.rank(u32(), 3, NOW_S) == ([], 0, 0, 0)
-    assert ItemTable(0, 0).rank(None, 3, NOW_S) == ([], 0, 0, 0)
+    assert ranked(table, None, 3, NOW_S, excluded=everything) == ([], 5, 5, 0)
+    assert ranked(table, everything, 3, NOW_S, allowed=np.zeros(5, np.uint8)) == ([], 5, 0, 0)
+    assert ranked(table, u32(), 3, NOW_S) == ([], 0, 0, 0)
+    assert ranked(ItemTable(0, 0), None, 3, NOW_S) == ([], 0, 0, 0)
 
 
 def test_every_candidate_is_returned_when_k_is_larger() -> None:
-    winners, candidates, excluded, eligible = table_of(shelf(5)).rank(u32(3, 3, 1, 99, 1), 65_536, NOW_S)
+    winners, candidates, excluded, eligible = ranked(table_of(shelf(5)), u32(3, 3, 1, 99, 1), 65_536, NOW_S)
     assert (order(winners), candidates, excluded, eligible) == ([1, 3], 2, 0, 2)
 
 
 def test_the_marks_of_candidates_survive_the_end_of_their_counter() -> None:
     table = table_of(shelf(4), generation=2**32 - 3)
     for _ in range(6):  # the counter comes round in between
-        winners, candidate_count, excluded_count, _ = table.rank(u32(0, 1, 1, 2), 4, NOW_S, excluded=u32(1))
+        winners, candidate_count, excluded_count, _ = ranked(table, u32(0, 1, 1, 2), 4, NOW_S, excluded=u32(1))
         assert (order(winners), candidate_count, excluded_count) == ([0, 2], 3, 1)
 
 
 def test_scores_are_shares_of_one_whatever_lifts_them() -> None:
     table = table_of([ScoredItem(letter, symbols=(1 + n % 3,)) for n, letter in enumerate("abcdef")], 1)
     lifted = ((0, np.array([1, 2], np.uint64), f64(9.0, 1e200), 0.25),)
-    assert sum(score for _, score, *_ in table.rank(None, 6, NOW_S, affinities=lifted)[0]) == pytest.approx(1.0)
+    assert sum(score for _, score, *_ in ranked(table, None, 6, NOW_S, affinities=lifted)[0]) == pytest.approx(1.0)
     together = f32(0, 0, 0.75, 0, 0, 0)
-    winners = table.rank(None, 6, NOW_S, together=together, touched=u32(2), together_support=5.0)[0]
+    winners = ranked(table, None, 6, NOW_S, together=together, touched=u32(2), together_support=5.0)[0]
     assert sum(score for _, score, *_ in winners) == pytest.approx(1.0)
     assert winners[0][0] == 2
 
 
 def test_co_occurrence_that_says_nothing_leaves_the_scores_alone() -> None:
     table, zeros = table_of(shelf(3)), np.zeros(3, np.float32)
-    plain = table.rank(None, 3, NOW_S)
-    assert table.rank(None, 3, NOW_S, together=zeros, touched=u32(), together_support=9.0) == plain
-    assert table.rank(None, 3, NOW_S, together=zeros, touched=u32(1), together_support=9.0) == plain
+    plain = ranked(table, None, 3, NOW_S)
+    assert ranked(table, None, 3, NOW_S, together=zeros, touched=u32(), together_support=9.0) == plain
+    assert ranked(table, None, 3, NOW_S, together=zeros, touched=u32(1), together_support=9.0) == plain
 
 
 def test_a_vector_that_overflows_neither_wins_nor_breaks_the_order() -> None:
     items = [ScoredItem(letter, embedding=f32(x, y)) for letter, x, y in (("a", 3e38, -3e38), ("b", 1, 0), ("c", 0, 0))]
     table = table_of(items, 0, 2)
-    winners = table.rank(None, 3, NOW_S, vector=f32(3e38, 3e38))[0]
+    winners = ranked(table, None, 3, NOW_S, vector=f32(3e38, 3e38))[0]
     assert order(winners) == [1, 0, 2]
     assert [winner[7] for winner in winners] == [2.0**30, 1.0, 1.0]
-    absent = table.rank(None, 3, NOW_S, vector=f32(float("nan"), float("inf")))[0]
+    absent = ranked(table, None, 3, NOW_S, vector=f32(float("nan"), float("inf")))[0]
     assert [winner[7] for winner in absent] == [1.0, 1.0, 1.0]
 
 
@@ -431,15 +446,15 @@ def test_what_does_not_fit_is_refused(named: dict[str, Any], message: str) -> No
     items = [ScoredItem(letter, symbols=(1,), embedding=f32(0, 0)) for letter in "abc"]
     table = table_of(items, 1, 2)
     with pytest.raises(ValueError, match=f"expected .*{message}"):
-        table.rank(None, **{"k": 2, "now_s": NOW_S, **named})
+        ranked(table, None, **{"k": 2, "now_s": NOW_S, **named})
 
 
 def test_a_missing_cell_or_column_is_refused() -> None:
     table = table_of([ScoredItem("a", symbols=(1,))], 1)
     with pytest.raises(TypeError, match=r"expected a CellTable in levels\[0\], got None"):
-        table.rank(None, 2, NOW_S, levels=((None, 1.0, 1.0),))  # type: ignore[arg-type]
+        ranked(table, None, 2, NOW_S, levels=((None, 1.0, 1.0),))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"expected keys and lifts in affinities\[0\], got None"):
-        table.rank(None, 2, NOW_S, affinities=((0, None, None, 1.0),))  # type: ignore[arg-type]
+        ranked(table, None, 2, NOW_S, affinities=((0, None, None, 1.0),))  # type: ignore[arg-type]
 
 
 def test_items_that_do_not_fit_the_table_are_refused() -> None:
