@@ -314,9 +314,8 @@ class Decider:
         """Return the person the identifiers name: the best known one's profile, and the fragments of all of them."""
         evidence, tables = self.evidence, self.store.tables
         assert evidence.layouts is not None
-        nobody = Person(None, 0, b"", (), b"", 0)
         if not request.identifiers:
-            return nobody
+            return Person(None, 0, b"", (), b"", 0)
         anchors = []
         for namespace, value in request.identifiers.items():
             try:
@@ -355,7 +354,7 @@ class Decider:
                 found.fragments += members_of_row(data)
         if found is None:
             degraded.append("NO_PROFILE")
-            return nobody
+            return Person(None, 0, b"", (), b"", 0)
         return found
 
     def _load(self, data: bytes) -> None:
@@ -466,9 +465,7 @@ class Decider:
         if placed.affinity:
             known.affinities = tuple(self._affinities(view, placed, at, allowed))
         if placed.vector is not None:
-            fresh, masked = view.read_vector(
-                placed.vector, at, allowed, placed.vector_values, placed.vector_statuses
-            )
+            fresh, masked = view.read_vector(placed.vector, at, allowed, placed.vector_values, placed.vector_statuses)
             known.masked_count += masked
             known.fresh_count += fresh
             if fresh:

@@ -10,7 +10,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     `attributes` map declared attribute names to values (`category`, `brand`, ...). `price` is in the currency's major unit.
     `stock` of -1 is not counted; 0 is sold out. The item may be offered from `start` up to but not including `end`
-    (milliseconds since 1970 UTC; 0 is open). `embedding` has the configured dimension, or is empty.
+    (milliseconds since 1970 UTC; 0 is open). `embedding` has the configured dimension, or is
+    empty; decisions read each value to 2^-15 of the largest.
     """
 
     id: str

@@ -650,9 +650,9 @@ cdef class RecordView(RecordHeader):
                     float[::1] out not None, uint8_t[::1] status not None):
         """Write each feature as one number as of `at`, and its status; return how many are FRESH and how many MASKED.
 
-        The number is 0 where the status is not FRESH.         COUNT as it is, SUM in units, LAST when it holds a number (the reader must know which LAST holds symbols),
-        TIME_SINCE in seconds and never below 0, DECAYED at `at`. TOP_K and LAST_K are MISSING. All three arrays have
-        one length.
+        The number is 0 where the status is not FRESH. COUNT as it is, SUM in units, LAST when it holds a number (the
+        reader must know which LAST holds symbols), TIME_SINCE in seconds and never below 0, DECAYED at `at`. TOP_K and
+        LAST_K are MISSING. All three arrays have one length.
         """
         cdef RecordLayout layout = self._layout
         cdef Py_ssize_t count = indices.shape[0], i

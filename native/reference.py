@@ -211,9 +211,11 @@ def rank(
         vector = np.where(np.isfinite(vector), np.array(logs, np.float32) if vector_log else vector, np.float32(0))
 
     def in_context(number: int) -> tuple[float, float]:
-        base = estimate = (items[number].count * scale + uniform_strength * uniform) / (total + uniform_strength)
+        base = estimate = (items[number].count * scale + uniform_strength * uniform) * (
+            1.0 / (total + uniform_strength)
+        )
         for counts, level_total, strength in levels:
-            estimate = (counts.get(number, 0.0) * scale + strength * estimate) / (level_total + strength)
+            estimate = (counts.get(number, 0.0) * scale + strength * estimate) * (1.0 / (level_total + strength))
         return base, estimate
 
     def followed(number: int) -> float:

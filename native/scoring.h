@@ -53,6 +53,13 @@ typedef struct {
     uint32_t excluded; /* generation that excluded it */
 } tb_item_row;
 
+/* Asks for what a ranking reads of an item, of its embedding the first width numbers. */
+static inline void tb_item_prefetch(const tb_item_row *rows, const int16_t *embeddings, size_t width, uint32_t item) {
+    const int16_t *row = embeddings + (size_t)item * width;
+    __builtin_prefetch(&rows[item], 1);
+    for (size_t f = 0; f < width; f += TB_CACHE_LINE / sizeof *row) __builtin_prefetch(row + f);
+}
+
 /* ---- id table: item id -> dense item number, open addressing, load <= 1/2 ----
  *
  * Half a cache line a slot: short ids are compared without leaving it. */
@@ -165,6 +172,7 @@ typedef struct {
     uint32_t dense_count;
     double total;    /* evidence of the cell, scaled to the time of the decision */
     double strength; /* how much evidence the parent is worth */
+    double share;    /* 1 / (total + strength) */
 } tb_level;
 
 static inline double tb_level_count(const tb_level *level, uint32_t item) {
@@ -190,6 +198,7 @@ typedef struct {
     double total;             /* evidence over all contexts, scaled */
     double uniform_strength;  /* how much evidence the uniform prior is worth */
     double uniform;           /* 1 / number of live items */
+    double share;             /* 1 / (total + uniform_strength) */
     size_t level_count;
     tb_level levels[TB_LEVELS_MAX];
     const float *together;    /* co-occurrence scores per item, or NULL */
@@ -260,13 +269,12 @@ static inline double tb_clamp(double x, double low, double high) { return x < lo
 
 /* The estimate after the context cells; writes the one over all contexts to base. */
 static inline double tb_in_context(const tb_evidence *evidence, const tb_item_row *rows, uint32_t item, double *base) {
-    double estimate = (rows[item].count * evidence->scale + evidence->uniform_strength * evidence->uniform) /
-                      (evidence->total + evidence->uniform_strength);
+    double estimate = (rows[item].count * evidence->scale + evidence->uniform_strength * evidence->uniform) * evidence->share;
     *base = estimate;
     for (size_t i = 0; i < evidence->level_count; i++) {
         const tb_level *level = &evidence->levels[i];
         double count = tb_level_count(level, item) * evidence->scale;
-        estimate = (count + level->strength * estimate) / (level->total + level->strength);
+        estimate = (count + level->strength * estimate) * level->share;
     }
     return estimate;
 }
@@ -459,12 +467,8 @@ static inline tb_ranking tb_rank(const tb_evidence *evidence, const tb_rules *ru
     for (size_t i = 0; i < count; i++) {
         if (candidates != NULL) {
             if (i + 16 < count && candidates[i + 16] < item_count) {
-                __builtin_prefetch(&rows[candidates[i + 16]], 1);
+                tb_item_prefetch(rows, evidence->embeddings, evidence->vector != NULL ? evidence->width : 0, candidates[i + 16]);
                 for (size_t l = 0; l < evidence->level_count; l++) tb_level_prefetch(&evidence->levels[l], candidates[i + 16]);
-            }
-            if (evidence->vector != NULL && i + 12 < count && candidates[i + 12] < item_count) {
-                const int16_t *row = evidence->embeddings + (size_t)candidates[i + 12] * evidence->width;
-                for (size_t f = 0; f < evidence->width; f += TB_CACHE_LINE / sizeof *row) __builtin_prefetch(row + f);
             }
         }
         uint32_t item = candidates != NULL ? candidates[i] : (uint32_t)i;

@@ -49,6 +49,7 @@ cdef extern from "scoring.h" nogil:
         uint32_t dense_count
         double total
         double strength
+        double share
     ctypedef struct tb_affinity:
         const uint64_t* symbols
         const uint64_t* keys
@@ -60,6 +61,7 @@ cdef extern from "scoring.h" nogil:
         double total
         double uniform_strength
         double uniform
+        double share
         size_t level_count
         tb_level* levels
         const float* together
@@ -226,14 +228,14 @@ cdef class CellTable:
         cdef tb_level level
         level.slots, level.slot_mask = self.slots, self.slot_mask
         level.dense, level.dense_count = self.dense, self.dense_count
-        level.total, level.strength = total, strength
+        level.total, level.strength, level.share = total, strength, 1.0 / (total + strength)
         return level
 
     def counts(self, const uint32_t[::1] items not None):
         """Return the counts of items as float64, 0 where there is none."""
         out = np.empty(items.shape[0], np.float64)
         cdef double[::1] counts = out
-        cdef tb_level level = self.level(0.0, 0.0)
+        cdef tb_level level = self.level(0.0, 1.0)
         cdef Py_ssize_t i
         for i in range(items.shape[0]):
             counts[i] = tb_level_count(&level, items[i])
@@ -513,6 +515,7 @@ cdef class ItemTable:
         evidence.scale, evidence.total = _checked(scale, "scale"), _checked(total, "total")
         evidence.uniform_strength = _above_zero(uniform_strength, "uniform_strength")
         evidence.uniform = 1.0 / max(<uint32_t>1, self.live_count)
+        evidence.share = 1.0 / (evidence.total + evidence.uniform_strength)
         for i in range(<size_t>len(levels)):
             cell, cell_total, cell_strength = levels[i]
             if cell is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,6 @@ from hypothesis import strategies as st
 from tailorbird.native import hashing, reference
 from tailorbird.native.reference import ScoredItem
 from tailorbird.native.scoring import UNKNOWN_ITEM, CellTable, ItemTable
-
-if TYPE_CHECKING:
-    from tailorbird.native.scoring import Winner
 
 SEED = 20_261_124
 NOW_S = 1_000_000
@@ -478,3 +475,25 @@ def test_items_that_do_not_fit_the_table_are_refused() -> None:
         table.symbol(0, 0)
     with pytest.raises(ValueError, match=r"expected 0\.\.64 attributes and 0\.\.4096 dimensions, got 65 and 0"):
         ItemTable(65, 0)
+
+
+@given(
+    values=st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=20),
+    vector=st.lists(st.floats(-8, 8, width=32), min_size=20, max_size=20),
+)
+def test_stored_embeddings_are_near_the_given_ones(values: list[float], vector: list[float]) -> None:
+    embedding = f32(*values)
+    wholes, unit = reference.quantised(embedding)
+    largest = float(np.max(np.abs(embedding)))
+    assert np.max(np.abs(wholes.astype(np.float64) * unit - embedding)) <= largest * 2.0**-15
+    asked = f32(*vector[: len(values)])
+    table = table_of([ScoredItem("a", embedding=embedding)], dimension=len(values))
+    parts = np.empty((1, 5))
+    table.rank(None, 1, NOW_S, vector=asked, parts=parts)
+    exponent = float(np.dot(asked.astype(np.float64), embedding.astype(np.float64)))
+    error = 20 * 8 * largest * 2.0**-14
+
+    def lift(log_odds: float) -> float:
+        return float(2.0 ** min(30.0, max(-30.0, log_odds * 1.4426950408889634)))
+
+    assert lift(exponent - error) * 0.999 <= parts[0, 4] <= lift(exponent + error) * 1.001
