@@ -221,8 +221,8 @@ def test_an_answer_tells_what_it_rests_on(tmp_path: Path) -> None:
         engine.put_items(items("mug", "cup", "pot"))
         buy(engine, "v1", "mug")
         view(engine, "cup")
-        asked = {"placement": "home", "identifiers": WHO, "at": START + 3_000}
-        decision = engine.decide(**asked, candidates=("mug", "cup", "nothing"))  # type: ignore[arg-type]
+        candidates = ("mug", "cup", "nothing")
+        decision = engine.decide(placement="home", identifiers=WHO, at=START + 3_000, candidates=candidates)
         assert ids(decision) == ["cup"]
         assert (decision.candidate_count, decision.excluded_count, decision.unknown_candidate_count) == (2, 1, 1)
         assert decision.degraded == ("UNKNOWN_CANDIDATES",)
