@@ -19,11 +19,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tailorbird.bench import crash_subject
 from tailorbird.bench.crash_subject import Tally, Verdict
 from tailorbird.bench.powerfail import ENGINE_SUBJECT
 from tailorbird.bench.workload_child import pack_frames, split_frames
 from tailorbird.engine.errors import InternalError
 
+MUSTS = crash_subject.MUSTS
 KILLS_PER_DIRECTORY = 20  # Verifying replays the whole log, so directories do not grow without end.
 WORK_SECONDS_MAX = 0.6
 START_SECONDS_MAX = 120.0

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
+from tailorbird.bench.musts import Must
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -41,6 +43,10 @@ class CrashSubject(Protocol):
     def verify(self, path: Path, acknowledged: Sequence[bytes]) -> Verdict: ...
 
     def reboot(self, path: Path) -> None: ...
+
+
+# Names of `Tally.counts`: a single broken promise is one too many.
+MUSTS = tuple(Must(name, at_most=0) for name in ("lost", "doubled", "unclean_starts", "hash_mismatches"))
 
 
 class Tally:

@@ -22,12 +22,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from tailorbird.bench import crash_subject
 from tailorbird.bench.crash_subject import Tally, Verdict, describe_failure, load_subject
 from tailorbird.bench.disk_model import Disk
 from tailorbird.bench.io_trace import Operation, TraceRecord, read_trace
 from tailorbird.engine.errors import InternalError, PreconditionFailed
 from tailorbird.native import build_flags, iotrace
 
+MUSTS = crash_subject.MUSTS
 ENGINE_SUBJECT = "tailorbird.bench.crash_workload"
 IMAGES_PER_TRACE = 100
 # LMDB keeps its reader table in a mapped file that it resets at the first opening after a boot.

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tailorbird.bench.musts import Must
 from tailorbird.bench.quality_questions import (
     BasketQuestion,
     KnownQuestion,
@@ -40,6 +41,13 @@ from tailorbird.server.sources import online_retail
 CONSENT = parse_choice("granted:behavioural,contextual,transactional,device", "contract")
 KNOWN_PLACEMENT, BASKET_PLACEMENT = "home", "basket"
 K = 20
+# Whoever knows a customer, a basket or a country must do better with it than the list that is everybody's.
+MUSTS = (
+    Must("ndcg10_known_over_popularity", at_least=1.1),
+    Must("ndcg10_anonymous_over_popularity", at_least=2.0),
+    Must("ndcg10_cold_over_popularity", at_least=1.03),
+    Must("ndcg10_cold_abroad_over_popularity", at_least=1.8),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

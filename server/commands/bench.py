@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -28,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         bench_parser = names.add_parser(name, help=text, description=f"Measures {text}.")
         _module(name).add_arguments(bench_parser)
         bench_parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+        if hasattr(_module(name), "MUSTS"):
+            bench_parser.add_argument("--check", action="store_true", help="end non-zero where a must is missed")
     everything = names.add_parser("all", help="all that need no input", description="Runs all that need no input.")
     everything.add_argument("--quick", action="store_true", help="small sizes")
     everything.add_argument("--json", type=Path, metavar="DIR", help="write NAME.json for each into this directory")
@@ -35,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.bench != "all":
-        _measure(arguments.bench, arguments, arguments.json)
-        return 0
+        results = _measure(arguments.bench, arguments, arguments.json)
+        return _check(arguments.bench, results) if getattr(arguments, "check", False) else 0
     for name in BENCHES:
         options = None
         if importlib.util.find_spec(f"tailorbird.bench.{name}") is not None:
@@ -48,13 +51,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(name: str, options: argparse.Namespace, path: Path | None) -> None:
+def _measure(name: str, options: argparse.Namespace, path: Path | None) -> dict[str, object]:
     results = _module(name).run(options)
     if not isinstance(results, dict):
         raise CallerError(
             "BAD_BENCH", f"expected a dict of results from tailorbird.bench.{name}, got {type(results).__name__}"
         )
     importlib.import_module("tailorbird.bench.report").write_report(name, results, path)
+    return results
+
+
+def _check(name: str, results: dict[str, object]) -> int:
+    """Tell each must of a benchmark that its results missed; return the exit code."""
+    faults = importlib.import_module("tailorbird.bench.musts").missed(results, _module(name).MUSTS)
+    for fault in faults:
+        print(f"missed: {name}: {fault}", file=sys.stderr)
+    return 1 if faults else 0
 
 
 def _without_input(name: str, *, quick: bool) -> argparse.Namespace | None:

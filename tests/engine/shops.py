@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tailorbird.engine import Engine, Signal
+import msgspec
+
+from tailorbird.engine import Decision, Engine, Item, Signal
 from tailorbird.engine.consent import ConsentChoice, parse_choice
 from tailorbird.engine.profile import FeatureValue
 from tailorbird.engine.replay import verify
+from tailorbird.engine.signals import Status
 
 EVERYTHING = parse_choice("granted:all")
 START = 1_750_000_000_000  # 2025-06-15
@@ -63,6 +66,32 @@ def signal(
         source="test",
         consent=consent,
     )
+
+
+def items(*names: str, **fields: Any) -> list[Item]:
+    """Return one item per name, alike in everything else."""
+    return [Item(id=name, **fields) for name in names]
+
+
+def ids(decision: Decision) -> list[str]:
+    """Return the items of an answer, best first."""
+    return [item.id for item in decision.items]
+
+
+def view(engine: Engine, *products: str) -> None:
+    """Take views of visitor v1."""
+    views = [signal(f"view {engine.position}.{n}", product_id=product) for n, product in enumerate(products)]
+    assert engine.ingest(views).count(Status.APPLIED) == len(products)
+
+
+def buy(engine: Engine, visitor: str, *products: str, at: int = START, country: str = "") -> None:
+    """Take one order of a visitor's, and publish what it adds to popularity."""
+    lines = [{"product_id": product} for product in products]
+    who = {"anonymous_id": visitor}
+    order = signal(f"order {engine.position}", "order_completed", at, who=who, products=lines)
+    order = msgspec.structs.replace(order, context={"country": country} if country else {})
+    assert engine.ingest([order]).count(Status.APPLIED) == 1
+    engine.tick()
 
 
 def feature(engine: Engine, name: str, at: int = START, visitor: str = "v1") -> FeatureValue:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -112,6 +113,23 @@ def test_a_damaged_catalogue_file_changes_nothing(in_shop: Path, capsys: pytest.
     assert "line 2" in error
     answer = json.loads(said(capsys, "decide", "--placement", "home", "--k", "5", "--json"))
     assert "new" not in [item["id"] for item in answer["items"]]
+
+
+@pytest.mark.parametrize(("cut", "reason"), [("in a line", "BAD_ITEM"), ("in the compressed file", "DAMAGED_INPUT")])
+def test_a_truncated_catalogue_file_changes_nothing(
+    in_shop: Path, capsys: pytest.CaptureFixture[str], cut: str, reason: str
+) -> None:
+    whole = "".join(json.dumps({"id": f"new {n}", "name": f"Item {n}"}) + "\n" for n in range(1_000)).encode()
+    if cut == "in a line":
+        Path("bad.jsonl").write_bytes(whole[:-20])
+    else:
+        compressed = gzip.compress(whole)
+        Path("bad.jsonl").write_bytes(compressed[: len(compressed) // 2])
+    error = said(capsys, "items", "put", "bad.jsonl", code=2)
+    assert error.startswith(f"error: {reason}: ")
+    assert "nothing was put" in error
+    answer = json.loads(said(capsys, "decide", "--placement", "home", "--k", "5", "--json"))
+    assert sorted(item["id"] for item in answer["items"]) == ["clock", "lamp", "mug", "vase"]
 
 
 def test_bad_lines_are_counted_and_kept_and_stop_nothing(in_shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
