@@ -159,7 +159,7 @@ cdef class ServerSession:
     """One connection. `methods` maps a path to (whether a call has exactly one request, what CALL events carry).
 
     Rates are counts a second, past which the peer is told ENHANCE_YOUR_CALM and the connection ends: resets of streams
-    by either side, settings, pings, and frames that do nothing (empty data, priorities, unknown types).
+    by either side, settings, pings, and frames that do nothing (empty data, priorities).
     """
 
     cdef nghttp2_session* session
@@ -646,12 +646,6 @@ cdef _Stream _stream_of(nghttp2_session* session, int32_t stream_id):
 cdef int _on_begin_frame(nghttp2_session* session, const nghttp2_frame_hd* head, void* data) noexcept:
     cdef ServerSession self = <ServerSession> data
     self.frame_data_bytes = 0
-    try:
-        if head.type > NGHTTP2_CONTINUATION and _exceeds(&self.idle_frames, self.now_s):
-            self.calm()
-    except BaseException as error:
-        self.failure = error
-        return NGHTTP2_ERR_CALLBACK_FAILURE
     return 0
 
 

@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
             return
         self._peer = _peer_text(transport.get_extra_info("peername"))
         self._transport.set_write_buffer_limits(high=PULL_BYTES)
-        self.flush()
+        # Our settings wait for the peer's first bytes: one that speaks HTTP/1 then gets an answer it can read.
 
     def data_received(self, data: bytes) -> None:
         self._heard_s = now_s = time.monotonic()
