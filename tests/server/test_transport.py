@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 import pytest
+import uvloop
 
 from tailorbird.engine.errors import CallerError, NotFound
 from tailorbird.server.statuses import REASON_KEY
@@ -35,18 +37,30 @@ class Server(Protocol):
     async def stop(self) -> None: ...
 
 
-Start = Callable[[HandlerTable, ServerLimits], Server]
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a transport's server is made, and the event loop it runs on."""
+
+    make: Callable[[HandlerTable, ServerLimits], Server]
+    new_loop: Callable[[], asyncio.AbstractEventLoop]
+
+    def __call__(self, table: HandlerTable, limits: ServerLimits) -> Server:
+        return self.make(table, limits)
+
+    def run(self, main: Coroutine[Any, Any, None]) -> None:
+        with asyncio.Runner(loop_factory=self.new_loop) as runner:
+            runner.run(main)
 
 
-@pytest.fixture(params=["grpcio", "native"])
+@pytest.fixture(params=["grpcio", "native", "native-uvloop"])
 def start(request: pytest.FixtureRequest) -> Start:
     """Return what makes a server, of each transport in turn."""
     if request.param == "grpcio":
-        return GrpcioServer
+        return Start(GrpcioServer, asyncio.new_event_loop)
     pytest.importorskip("tailorbird.native.http2", reason="libnghttp2 was missing when the kernels were built")
     from tailorbird.server.transport.native import NativeServer
 
-    return NativeServer
+    return Start(NativeServer, uvloop.new_event_loop if request.param == "native-uvloop" else asyncio.new_event_loop)
 
 
 async def echo(request: bytes, context: CallContext) -> bytes:
@@ -117,7 +131,7 @@ def against(
             await work(channel)
         await server.stop()
 
-    asyncio.run(main())
+    start.run(main())
 
 
 async def failure(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
@@ -217,7 +231,7 @@ def test_calls_in_flight_finish_before_the_server_stops(start: Start) -> None:
             assert await call == b"done"
             await stopping
 
-    asyncio.run(main())
+    start.run(main())
 
 
 def test_an_address_in_use_is_a_clear_error(start: Start) -> None:
@@ -479,4 +493,4 @@ def test_calls_that_outlast_the_grace_time_are_cancelled(start: Start) -> None:
             await asyncio.wait_for(stopped.wait(), LONG_S)
             assert (await failing).code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
-    asyncio.run(main())
+    start.run(main())
