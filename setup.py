@@ -4,6 +4,7 @@ Metadata lives in pyproject.toml; here is only what needs code. Environment:
 
     TAILORBIRD_DEBUG_NATIVE=1              all Cython checks and the address and undefined-behaviour sanitizers
     TAILORBIRD_ALLOW_PERFORMANCE_HINTS=1   do not fail on a Cython `performance hint:`
+    TAILORBIRD_WITHOUT_HTTP2=1             leave out the one optional kernel, as where libnghttp2 is missing
 
 Why a link tree: docs/adr/0001-one-namespace-over-top-level-folders.md.
 """
@@ -13,7 +14,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
+import subprocess
 import sys
+import sysconfig
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -30,6 +35,9 @@ FOLDERS = {
 GENERATED = Path("build/generated")
 CYTHON_TREE = Path("build/cython")
 NATIVE = Path("native")
+
+# The kernels that may be missing, and the libraries each is linked with.
+OPTIONAL = {"http2": ["nghttp2"]}
 
 DEBUG = os.environ.get("TAILORBIRD_DEBUG_NATIVE") == "1"
 # The two builds never share generated C: the checks are in the C itself.
@@ -133,8 +141,34 @@ def link_tree() -> None:
     link.symlink_to(target, target_is_directory=True)
 
 
+def has_nghttp2() -> bool:
+    """Tell whether a program with libnghttp2 compiles and links; one without bounds on resets and CONTINUATION does not."""
+    if os.environ.get("TAILORBIRD_WITHOUT_HTTP2") == "1":
+        return False
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text(
+            "#include <nghttp2/nghttp2.h>\n"
+            "int main(void) {\n"
+            "    nghttp2_option_set_max_continuations(0, 8);\n"
+            "    nghttp2_option_set_stream_reset_rate_limit(0, 1, 1);\n"
+            "}\n"
+        )
+        command = [*compiler, source.as_posix(), "-o", Path(folder, "probe").as_posix(), "-lnghttp2"]
+        try:
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except OSError:
+            return False
+
+
+def kernels() -> list[Path]:
+    """Return the sources to compile: all of native/, without http2 where its library is missing."""
+    return [path for path in sorted(NATIVE.glob("*.pyx")) if path.stem not in OPTIONAL or has_nghttp2()]
+
+
 def extensions() -> list[Extension]:
-    """Return one extension per native/*.pyx; a change of any C header or of the flags recompiles them all."""
+    """Return one extension per kernel; a change of any C header or of the flags recompiles them all."""
     flags_file = GENERATED_C / "flags.txt"
     write_if_changed(flags_file, " ".join(FLAGS) + "\n")
     depends = [path.as_posix() for path in (*sorted(NATIVE.glob("*.h")), *sorted(NATIVE.glob("*.pxd")))]
@@ -148,8 +182,9 @@ def extensions() -> list[Extension]:
             define_macros=macros,
             extra_compile_args=FLAGS,
             extra_link_args=SANITIZERS if DEBUG else [],
+            libraries=OPTIONAL.get(source.stem, []),
         )
-        for source in sorted(NATIVE.glob("*.pyx"))
+        for source in kernels()
     ]
 
 

@@ -30,7 +30,7 @@ class Health:
 
     def table(self) -> HandlerTable:
         """Return the handlers of the health service."""
-        return {f"/{SERVICE}/Check": Unary(self._check), f"/{SERVICE}/Watch": ServerStream(self._watch)}
+        return {f"/{SERVICE}/Check": Unary(self._check, prompt=True), f"/{SERVICE}/Watch": ServerStream(self._watch)}
 
     async def _check(self, request_bytes: bytes, context: CallContext) -> bytes:
         request = decode(health_pb2.HealthCheckRequest, request_bytes)

@@ -17,7 +17,7 @@ from tailorbird.server.health import Health
 from tailorbird.server.listening import DEFAULT, checked_address, is_loopback
 from tailorbird.server.reflection import reflection_table
 from tailorbird.server.transport import ServerLimits
-from tailorbird.server.transport.grpcio import GrpcioServer
+from tailorbird.server.transport.choice import AUTO, make_server
 from tailorbird.server.upkeep import Upkeep
 from tailorbird.server.writer import GroupWriter
 
@@ -26,9 +26,10 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
-    """Where to listen, whether that may be another address than loopback, and the service's limits."""
+    """Where to listen, whether that may be another address than loopback, on which transport, and the limits."""
 
     listen: str = DEFAULT
+    transport: str = AUTO
     insecure_listen: bool = False
     limits: ServerLimits = field(default_factory=ServerLimits)
 
@@ -46,7 +47,7 @@ class Service:
             **self._health.table(),
             **reflection_table((*SERVICES, health_service.SERVICE)),
         }
-        self._server = GrpcioServer(table, options.limits)
+        self._server, self.transport = make_server(options.transport, table, options.limits)
         self._upkeep: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
@@ -83,7 +84,7 @@ async def serve(engine: Engine, options: ServeOptions, announce: Callable[[str],
     service = Service(engine, options)
     try:
         address = await service.start()
-        announce(f"listening on {address}, transport grpcio, log position {engine.position}")
+        announce(f"listening on {address}, transport {service.transport}, log position {engine.position}")
         if is_loopback(address.rpartition(":")[0].strip("[]")):
             announce("calls are not authenticated; only this machine can reach the address")
         else:

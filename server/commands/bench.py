@@ -18,6 +18,7 @@ BENCHES: dict[str, str] = {
     "quality": "how good the decisions are, on real orders",
     "crash": "kill -9 at random moments of a mixed load",
     "powerfail": "the log after every order of lost writes",
+    "rpc": "the transports against each other, Decide against an echo (needs h2load)",
 }
 
 

@@ -24,7 +24,7 @@ def build_table(engine: Engine, writer: GroupWriter) -> HandlerTable:
     return {
         "/tailorbird.v1.CatalogService/DeleteItems": Unary(catalog.delete_items),
         "/tailorbird.v1.CatalogService/PutItems": Unary(catalog.put_items),
-        "/tailorbird.v1.DecisionService/Decide": Unary(DecisionHandlers(engine, writer).decide),
-        "/tailorbird.v1.ProfileService/GetProfile": Unary(ProfileHandlers(engine, writer).get_profile),
+        "/tailorbird.v1.DecisionService/Decide": Unary(DecisionHandlers(engine, writer).decide, prompt=True),
+        "/tailorbird.v1.ProfileService/GetProfile": Unary(ProfileHandlers(engine, writer).get_profile, prompt=True),
         "/tailorbird.v1.SignalService/Ingest": Unary(SignalHandlers(engine, writer).ingest),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -38,9 +38,14 @@ BidirectionalFunction = Callable[[AsyncIterator[bytes], CallContext], AsyncItera
 
 @dataclass(frozen=True, slots=True)
 class Unary:
-    """One request, one answer."""
+    """One request, one answer.
+
+    `prompt` says that it mostly answers without waiting: a transport may then run it up to its first wait outside any
+    task, so before that it must not ask for `asyncio.current_task()`, as `asyncio.timeout` does.
+    """
 
     function: UnaryFunction
+    prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,36 @@ HandlerTable = Mapping[str, Handler]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """The bounds of each connection, and of their number. The native transport keeps them; grpcio has its own.
+
+    Past a rate (`_per_s_max`) the peer is told ENHANCE_YOUR_CALM and its connection ends: `resets` are streams reset by
+    it or, for breaking rules, by us; `idle_frames` are frames that do nothing: empty data, priorities.
+    A request may have `headers_bytes_max` of headers as HTTP/2 weighs them (32 bytes each beside name and value).
+    `window_bytes` may arrive on a stream beyond what its handler has taken, and `buffered_bytes_max` of unfinished
+    requests on a connection. `drain_bytes` of a stream's answers wait before its handler does. A connection without
+    calls ends after `idle_s`, any is asked to end after `age_s`; a peer silent for `keepalive_s` is asked for a sign
+    of life and given `keepalive_answer_s`.
+    """
+
+    connections_max: int = 1_000
+    streams_max: int = 100
+    headers_bytes_max: int = 16 * 1024
+    continuations_max: int = 8
+    window_bytes: int = 256 * 1024
+    buffered_bytes_max: int = 64 * 1024**2
+    drain_bytes: int = 64 * 1024
+    resets_per_s_max: int = 200
+    settings_per_s_max: int = 20
+    pings_per_s_max: int = 100
+    idle_frames_per_s_max: int = 200
+    idle_s: float = 1_800.0
+    age_s: float = 7_200.0
+    keepalive_s: float = 60.0
+    keepalive_answer_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
     """The bounds of the service itself; the engine's are in the configuration under `limits`.
 
@@ -79,3 +114,4 @@ class ServerLimits:
     calls_max: int = 1_000
     pending_write_bytes_max: int = 256 * 1024**2
     grace_s: float = 10.0
+    connection: ConnectionLimits = field(default_factory=ConnectionLimits)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tailorbird.bench import demo, engine, ingest, workload
+from tailorbird.bench import demo, engine, ingest, rpc, workload
 from tailorbird.bench.world import World, WorldSettings
 from tailorbird.engine.configuration import parse_configuration
 from tailorbird.engine.errors import PreconditionFailed
 from tailorbird.engine.features import compile_features
+from tailorbird.server.transport.choice import has_native
 
 
 def options(module: ModuleType, *arguments: str) -> argparse.Namespace:
@@ -65,6 +68,21 @@ def test_bench_ingest_reports_every_figure(tmp_path: Path) -> None:
     assert results["events"] == 2_000
     assert results["breakdown_us_per_event"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(
+    shutil.which("h2load") is None or len(os.sched_getaffinity(0)) < 2 or not has_native(),
+    reason="needs h2load, two cores and the native transport",
+)
+def test_bench_rpc_reports_every_figure() -> None:
+    results = rpc.run(options(rpc, "--people", "200", "--items", "2000", "--blocks", "1", "--seconds", "1"))
+    assert_positive(results, *rpc.RATIOS, *(case.name for case in rpc.CASES))
+
+
+def test_bench_rpc_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PreconditionFailed, match="nghttp2-client"):
+        rpc.run(options(rpc))
 
 
 def test_the_demo_repeats_nothing_and_forgets_when_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tailorbird.server.cli import COMMANDS, main
+from tailorbird.server.transport.choice import CHOICES, NATIVE, chosen, has_native
 
 CONSENT = {"choice": "granted:behavioural,transactional,contextual"}
 TIME = 1_316_000_000_000
@@ -302,10 +303,13 @@ def test_the_data_directory_is_found_or_asked_for(
 # ---- serving ---------------------------------------------------------------------------------------------------------
 
 
-def test_serve_says_where_answers_and_stops_on_sigterm(in_shop: Path) -> None:
+@pytest.mark.parametrize("transport", CHOICES)
+def test_serve_says_where_answers_and_stops_on_sigterm(in_shop: Path, transport: str) -> None:
+    if transport == NATIVE and not has_native():
+        pytest.skip("libnghttp2 was missing when the kernels were built")
     script = "import sys; from tailorbird.server.cli import main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-c", script, "serve", "--listen", "127.0.0.1:0"],
+        [sys.executable, "-c", script, "serve", "--listen", "127.0.0.1:0", "--transport", transport],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -315,6 +319,7 @@ def test_serve_says_where_answers_and_stops_on_sigterm(in_shop: Path) -> None:
         assert process.stdout is not None
         first = process.stdout.readline()
         assert first.startswith("listening on 127.0.0.1:")
+        assert f"transport {chosen(transport)[1]}" in first
         assert "not authenticated" in process.stdout.readline()
         with grpc.insecure_channel(first.split()[2].rstrip(",")) as channel:
             stub = health_pb2_grpc.HealthStub(channel)

@@ -1,0 +1,121 @@
+"""The server that `tailorbird bench rpc` loads: one transport, echo and Decide in one handler table, on one core.
+
+h2load sends one body to many paths. So path number n stands for request number n, made here beforehand: the body that
+came is read and dropped, and the handler gets the n-th. Echo answers with the bytes of a real Decide answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+from tailorbird.bench import workload
+from tailorbird.bench.workload import AT, CONTEXT, WorkloadR
+from tailorbird.engine import Engine
+from tailorbird.server.handlers import build_table
+from tailorbird.server.transport import CallContext, Handler, ServerLimits, Unary
+from tailorbird.server.transport.choice import NATIVE, make_server
+from tailorbird.server.upkeep import Upkeep
+from tailorbird.server.writer import GroupWriter
+from tailorbird.v1 import decision_service_pb2, identity_pb2
+
+# How many different requests there are, by their candidates.
+REQUESTS = {100: 10_000, 1_000: 2_000}
+K = 10
+DECIDE = "/tailorbird.v1.DecisionService/Decide"
+UnaryFunction = Callable[[bytes, CallContext], Coroutine[Any, Any, bytes]]
+
+
+def path_of(kind: str, candidate_count: int, number: int) -> str:
+    """Return the path that stands for a request; `kind` is Echo, EchoInTask or Decide."""
+    return f"/bench.{kind}{candidate_count}/{number}"
+
+
+def requests(size: WorkloadR, candidate_count: int) -> list[bytes]:
+    """Return Decide requests, each of a random person with random candidates."""
+    rng = np.random.default_rng([size.seed, 5, candidate_count])
+    made = []
+    for _ in range(REQUESTS[candidate_count]):
+        person = workload.identifiers(int(rng.integers(0, size.people)))["user_id"]
+        message = decision_service_pb2.DecideRequest(
+            placement="ranked",
+            identifiers=[identity_pb2.Identifier(namespace="user_id", value=person)],
+            context=[identity_pb2.ContextEntry(name=name, value=value) for name, value in CONTEXT.items()],
+            candidate_ids=[workload.item_id(item) for item in rng.integers(0, size.items, candidate_count).tolist()],
+            item_count=K,
+        )
+        made.append(message.SerializeToString())
+    return made
+
+
+async def bench_table(decide: UnaryFunction, size: WorkloadR) -> dict[str, Handler]:
+    """Return the handlers of all paths."""
+    table: dict[str, Handler] = {}
+    for count in REQUESTS:
+        bodies = requests(size, count)
+        answer = await decide(bodies[0], CallContext(method=DECIDE, peer="bench"))
+
+        async def echo(request: bytes, context: CallContext, answer: bytes = answer) -> bytes:
+            return answer
+
+        for number, body in enumerate(bodies):
+
+            async def decide_it(request: bytes, context: CallContext, body: bytes = body) -> bytes:
+                return await decide(body, context)
+
+            table[path_of("Echo", count, number)] = Unary(echo, prompt=True)
+            table[path_of("EchoInTask", count, number)] = Unary(echo)
+            table[path_of("Decide", count, number)] = Unary(decide_it, prompt=True)
+    return table
+
+
+async def serve(transport: str, engine: Engine, size: WorkloadR) -> None:
+    """Serve until standard input ends, which is when the parent is gone."""
+    limits = ServerLimits()
+    writer = GroupWriter(engine, limits.pending_write_bytes_max)
+    upkeep = asyncio.create_task(Upkeep(engine, writer).run())
+    decide: Any = build_table(engine, writer)[DECIDE]
+    table = await bench_table(decide.function, size)
+    server, _ = make_server(transport, table, limits)
+    port = await server.start("127.0.0.1:0")
+    gc.collect()
+    gc.freeze()
+    print(port, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await server.stop()
+    upkeep.cancel()
+    await asyncio.gather(upkeep, return_exceptions=True)
+    await writer.close()
+
+
+def main() -> None:
+    """Fill an engine, then serve."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--transport", required=True)
+    parser.add_argument("--core", type=int, required=True)
+    parser.add_argument("--people", type=int, required=True)
+    parser.add_argument("--items", type=int, required=True)
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, {arguments.core})
+    size = WorkloadR(arguments.people, arguments.items)
+    loop_factory = uvloop.new_event_loop if arguments.transport == NATIVE else None
+    with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as directory:
+        engine = Engine.open(Path(directory), workload.configuration_text(), clock=lambda: AT)
+        with engine, asyncio.Runner(loop_factory=loop_factory) as runner:
+            size.load(engine)
+            engine.tick()
+            runner.run(serve(arguments.transport, engine, size))
+
+
+if __name__ == "__main__":
+    main()
