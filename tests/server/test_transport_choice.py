@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tailorbird.engine.errors import PreconditionFailed
@@ -18,8 +20,14 @@ def test_auto_takes_the_native_one_where_it_was_built(monkeypatch: pytest.Monkey
 
 def test_without_the_kernel_auto_is_grpcio_and_native_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_native", lambda: False)
-    server, line = choice.make_server("auto", {}, ServerLimits())
-    assert isinstance(server, GrpcioServer)
+
+    async def made() -> str:
+        server, line = choice.make_server("auto", {}, ServerLimits())
+        assert isinstance(server, GrpcioServer)
+        await server.stop()
+        return line
+
+    line = asyncio.run(made())
     assert line.startswith("grpcio (auto: ")
     assert "libnghttp2" in line
     with pytest.raises(PreconditionFailed, match="libnghttp2-dev") as caught:
