@@ -150,6 +150,7 @@ def test_the_four_kinds_of_call(start: Start) -> None:
         assert await channel.unary_unary("/t.S/Echo")(b"x" * 1_000) == b"x" * 1_000
         assert await channel.stream_unary("/t.S/Join")(iter([b"a", b"", b"c"])) == b"a++c"
         assert [answer async for answer in channel.unary_stream("/t.S/Count")(b"3")] == [b"0", b"1", b"2"]
+        assert [answer async for answer in channel.unary_stream("/t.S/Count")(b"0")] == []
         assert [answer async for answer in channel.stream_stream("/t.S/Shout")(iter([b"a", b"b"]))] == [b"A", b"B"]
 
     against(start, work)

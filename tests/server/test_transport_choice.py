@@ -21,11 +21,13 @@ def test_auto_takes_the_native_one_where_it_was_built(monkeypatch: pytest.Monkey
 def test_without_the_kernel_auto_is_grpcio_and_native_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_native", lambda: False)
 
-    async def made() -> tuple[choice.Server, str]:
-        return choice.make_server("auto", {}, ServerLimits())  # as the service does, on its event loop
+    async def made() -> str:
+        server, line = choice.make_server("auto", {}, ServerLimits())
+        assert isinstance(server, GrpcioServer)
+        await server.stop()
+        return line
 
-    server, line = asyncio.run(made())
-    assert isinstance(server, GrpcioServer)
+    line = asyncio.run(made())
     assert line.startswith("grpcio (auto: ")
     assert "libnghttp2" in line
     with pytest.raises(PreconditionFailed, match="libnghttp2-dev") as caught:
