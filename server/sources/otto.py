@@ -2,7 +2,8 @@
 type.
 
 Clicks become `product_viewed`, carts `product_added`, orders `order_completed` of one product. A session is one
-visitor, `anonymous_id`. An item is put when its number is first met: the data name no more of it. `source_offset` is
+visitor, `anonymous_id` "session-" and its number: the bare number of some, 0 or 7777, is what placeholders look like,
+and nobody is recognised by those. An item is put when its number is first met: the data name no more of it. `source_offset` is
 the running number of the event in the file, malformed ones included, so that reading a mended file repeats no offset
 for a new event.
 """
@@ -100,7 +101,7 @@ def _signal(event: _Event, session: int | str, source: str, offset: int, consent
     return Signal(
         type=TYPES[event.type],
         event_time=event.ts,
-        identifiers={"anonymous_id": str(session)},
+        identifiers={"anonymous_id": f"session-{session}"},
         properties=properties,
         source=source,
         source_offset=offset,

@@ -185,6 +185,15 @@ def test_an_import_that_names_no_consent_is_refused_in_an_opt_in_region(
     assert "1 applied" in done
 
 
+@pytest.mark.parametrize("session", [0, 7, 7777, 12_899_779])
+def test_a_visit_is_taken_whatever_its_number(in_shop: Path, capsys: pytest.CaptureFixture[str], session: int) -> None:
+    event = {"aid": 1, "ts": TIME, "type": "orders"}
+    Path("sessions.jsonl").write_text(json.dumps({"session": session, "events": [event]}) + "\n")
+    choice = ("--consent", "granted:behavioural,transactional")
+    assert "1 applied" in said(capsys, "ingest", "--format", "otto", "sessions.jsonl", *choice)
+    assert "orders  1" in said(capsys, "profile", "--id", f"anonymous_id=session-{session}", "--at", "latest")
+
+
 def test_a_choice_is_in_force_at_once(in_shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("signals.jsonl").write_text(line())
     said(capsys, "ingest", "signals.jsonl")

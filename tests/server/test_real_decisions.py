@@ -59,6 +59,7 @@ def open_real_shop(folder: Path, path: Path) -> Engine:
     assert main(["init", shop, "--preset", "online-retail"]) == 0
     ingest = ["ingest", "--data", shop, "--format", "online-retail", str(path), "--consent", CONSENT]
     assert main([*ingest, "--basis", "contract"]) == 0
+    assert not Path(shop, "rejected.jsonl").exists()
     assert main(["train", "cooccurrence", "--data", shop]) == 0
     return Engine.open(shop)
 
@@ -168,6 +169,7 @@ def test_a_visitors_next_decision_changes_after_each_event(data_dir: Path, tmp_p
     shop.mkdir()
     (shop / "tailorbird.yaml").write_text(VISITS)
     assert main(["ingest", "--data", str(shop), "--format", "otto", str(path), "--consent", CONSENT]) == 0
+    assert not (shop / "rejected.jsonl").exists()
     assert main(["train", "cooccurrence", "--data", str(shop)]) == 0
     batches = list(FORMATS["otto"](path, consent=parse_choice(CONSENT)))
     signals = [signal for batch in batches for signal in batch.signals]

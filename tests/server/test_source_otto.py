@@ -30,7 +30,7 @@ def test_every_event_is_a_signal_of_its_type(tmp_path: Path) -> None:
     assert (viewed.type, viewed.event_time, viewed.properties) == ("product_viewed", 1_000, {"product_id": "11"})
     assert (added.type, added.properties) == ("product_added", {"product_id": "12"})
     assert (ordered.type, ordered.properties["products"]) == ("order_completed", [{"product_id": "12"}])
-    assert [signal.identifiers for signal in batch.signals] == [{"anonymous_id": "5"}] * 3
+    assert [signal.identifiers for signal in batch.signals] == [{"anonymous_id": "session-5"}] * 3
     assert [signal.source_offset for signal in batch.signals] == [0, 1, 2]
     assert {signal.consent for signal in batch.signals} == {consent}
     assert [item.id for item in batch.items] == ["11", "12"]
@@ -52,7 +52,7 @@ def test_a_malformed_line_or_event_is_told_and_the_rest_is_read(bad: str, tmp_pa
     path.write_text(session(1, (1, 1, "clicks")) + bad + session(2, (2, 2, "clicks")))
     counts = Counts()
     signals = [signal for batch in read(path, counts=counts) for signal in batch.signals]
-    assert [signal.identifiers["anonymous_id"] for signal in signals] == ["1", "2"]
+    assert [signal.identifiers["anonymous_id"] for signal in signals] == ["session-1", "session-2"]
     assert counts.malformed == 1
     assert counts.problems[0].line == 2
 
