@@ -520,13 +520,13 @@ def item_key(item_id: str) -> bytes:
 
 def packed_head(row: bytes) -> bytes:
     """Return the packed head of a stored person."""
-    member_count = row[6] | row[7] << 8
+    member_count = int.from_bytes(row[6:8], "little")
     return row if member_count <= 1 else row[: -16 * member_count]
 
 
 def members_of_row(row: bytes) -> tuple[bytes, ...]:
     """Return the fragments of a stored person in canonical order."""
-    member_count = row[6] | row[7] << 8
+    member_count = int.from_bytes(row[6:8], "little")
     if member_count <= 1:
         return (row[16:32],)
     return tuple(row[start : start + 16] for start in range(len(row) - 16 * member_count, len(row), 16))

@@ -40,43 +40,39 @@ cdef Py_ssize_t entries_of(list chunks) except -1:
     return total
 
 
+cdef Py_ssize_t take_entries(list chunks, uint32_t[::1] items, int64_t[::1] times) except -1:
+    """Write the entries that are new enough, without their times where `times` is None; return how many."""
+    cdef Py_ssize_t found = 0, i
+    cdef tb_entry entry
+    cdef uint32_t since
+    cdef bytes chunk
+    for chunk, since in chunks:
+        for i in range(entry_count(chunk)):
+            memcpy(&entry, PyBytes_AS_STRING(chunk) + CHUNK_HEADER + i * sizeof(tb_entry), sizeof(tb_entry))
+            if entry.time_s >= since:
+                items[found] = entry.item
+                if times is not None:
+                    times[found] = <int64_t>entry.time_s * 1000
+                found += 1
+    return found
+
+
 def read_chunks(list chunks not None):
     """Return (items uint32, times int64 in ms) of the entries of list chunks, in their order.
 
     `chunks` are pairs of (bytes, since_s): entries older than `since_s` are left out.
     """
-    cdef Py_ssize_t total = entries_of(chunks), found = 0, i
-    cdef tb_entry entry
-    cdef uint32_t since
-    cdef bytes chunk
-    items_out, times_out = np.empty(total, np.uint32), np.empty(total, np.int64)
-    cdef uint32_t[::1] items = items_out
-    cdef int64_t[::1] times = times_out
-    for chunk, since in chunks:
-        for i in range(entry_count(chunk)):
-            memcpy(&entry, PyBytes_AS_STRING(chunk) + CHUNK_HEADER + i * sizeof(tb_entry), sizeof(tb_entry))
-            if entry.time_s >= since:
-                items[found] = entry.item
-                times[found] = <int64_t>entry.time_s * 1000
-                found += 1
-    return items_out[:found], times_out[:found]
+    cdef Py_ssize_t total = entries_of(chunks)
+    items, times = np.empty(total, np.uint32), np.empty(total, np.int64)
+    cdef Py_ssize_t found = take_entries(chunks, items, times)
+    return items[:found], times[:found]
 
 
 def read_items(list chunks not None):
     """Return the items alone of what `read_chunks` returns."""
-    cdef Py_ssize_t total = entries_of(chunks), found = 0, i
-    cdef tb_entry entry
-    cdef uint32_t since
-    cdef bytes chunk
-    items_out = np.empty(total, np.uint32)
-    cdef uint32_t[::1] items = items_out
-    for chunk, since in chunks:
-        for i in range(entry_count(chunk)):
-            memcpy(&entry, PyBytes_AS_STRING(chunk) + CHUNK_HEADER + i * sizeof(tb_entry), sizeof(tb_entry))
-            if entry.time_s >= since:
-                items[found] = entry.item
-                found += 1
-    return items_out[:found]
+    items = np.empty(entries_of(chunks), np.uint32)
+    cdef Py_ssize_t found = take_entries(chunks, items, None)
+    return items[:found]
 
 
 def distinct_newest(list parts not None, Py_ssize_t limit, double half_life_ms):
