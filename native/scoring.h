@@ -55,9 +55,9 @@ typedef struct {
 
 /* Asks for what a ranking reads of an item, of its embedding the first width numbers. */
 static inline void tb_item_prefetch(const tb_item_row *rows, const int16_t *embeddings, size_t width, uint32_t item) {
-    const int16_t *row = embeddings + (size_t)item * width;
     __builtin_prefetch(&rows[item], 1);
-    for (size_t f = 0; f < width; f += TB_CACHE_LINE / sizeof *row) __builtin_prefetch(row + f);
+    for (size_t f = 0; f < width; f += TB_CACHE_LINE / sizeof *embeddings)
+        __builtin_prefetch(embeddings + (size_t)item * width + f);
 }
 
 /* ---- id table: item id -> dense item number, open addressing, load <= 1/2 ----

@@ -383,7 +383,9 @@ cdef class ItemTable:
         row.stock, row.start_s, row.end_s = stock, start_s, end_s
         for a in range(self.attribute_count):
             self.symbols[a * <size_t>self.capacity + number] = symbols[a]
-        if embedding is not None and self.dimension:
+        if self.dimension == 0:
+            return
+        if embedding is not None:
             row.exponent = tb_quantise(&embedding[0], self.dimension, self.embeddings + number * self.width)
         else:
             memset(self.embeddings + number * self.width, 0, self.width * sizeof(int16_t))
