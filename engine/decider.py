@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import lmdb
 import numpy as np
@@ -22,8 +21,15 @@ from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, ReasonDetail, Tier
 from tailorbird.engine.signals import Signal
-from tailorbird.engine.state import NO_FRAGMENT, damaged_record, members_of_row, packed_head, read_record
-from tailorbird.engine.store import Store
+from tailorbird.engine.state import (
+    NO_FRAGMENT,
+    OLDEST_CHUNK_NUMBER,
+    damaged_record,
+    members_of_row,
+    packed_head,
+    read_record,
+)
+from tailorbird.engine.store import Store, u32
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import ItemList
 from tailorbird.native import history as native_history
@@ -31,19 +37,22 @@ from tailorbird.native import neighbours as native_neighbours
 from tailorbird.native.record import FRESH, MASKED, Record, RecordError, RecordView
 from tailorbird.native.scoring import UNKNOWN_ITEM
 
+if TYPE_CHECKING:
+    from tailorbird.native.scoring import Candidates, Together, Winner
+
 WHOLE_CATALOGUE_MAX = 20_000
 RECENT_ITEMS_MAX = 256
 AFFINITY_STRENGTH = 5.0
 NOTABLE = 1.1  # a lift or share ratio from which it is named as a reason
 AFFINITY_VALUES = 4  # of a person's values, those that bring candidates
-REASONS_KEPT = 4_096
+TOGETHER_STRENGTH = 1.0  # of the estimate that co-occurrence is blended with
 LIST_CONSENT = {
     ItemList.BOUGHT: bit(DataType.TRANSACTIONAL, Purpose.PERSONALISE),
     ItemList.SHOWN: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
     ItemList.SERVED: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
 }
+OLDEST_CHUNK = u32(OLDEST_CHUNK_NUMBER)
 SERVED_CODE = LIST_KINDS[ItemList.SERVED]
-NO_HEADER = bytes(native_history.CHUNK_HEADER_BYTES)
 SERVED_CONSENT = bit(DataType.BEHAVIOURAL, Purpose.COLLECT)
 # The digits of the native reason codes.
 _DIGITS = {
@@ -55,14 +64,12 @@ _DIGITS = {
 }
 REASONS: dict[int, tuple[Reason, ...]] = {0: (Reason.NEW,), **{code: (reason,) for code, reason in _DIGITS.items()}}
 OF_THE_ITEM = frozenset({Reason.AFFINITY, Reason.BOUGHT_TOGETHER})
-pack_entry = struct.Struct("<II").pack
 _NO_ITEMS = np.zeros(0, np.uint32)
 _NO_WEIGHTS = np.zeros(0, np.float32)
 
 # Items with the times (ms) they were met at; and of an attribute its index, the person's values, their lifts, any other's.
 Mentions = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 Affinity = tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]
-Winner = tuple[int, str, float, int, int]  # as ItemTable.rank gives it
 
 
 @dataclass(slots=True)
@@ -109,7 +116,6 @@ class Known:
 
     recent: npt.NDArray[np.uint32] = field(default_factory=lambda: _NO_ITEMS)
     weights: npt.NDArray[np.float32] = field(default_factory=lambda: _NO_WEIGHTS)
-    excluded: npt.NDArray[np.uint32] | None = None
     affinities: tuple[Affinity, ...] = ()
     vector: npt.NDArray[np.float32] | None = None
     fresh_count: int = 0
@@ -139,7 +145,6 @@ class Decider:
         self._weights = np.zeros(64, np.float32)
         self._items = np.zeros(128, np.uint32)
         self._times = np.zeros(128, np.int64)
-        self._reasons: dict[tuple[int, str], tuple[ReasonDetail, ...]] = {}
 
     # ---- the decision --------------------------------------------------------------------------------------------
 
@@ -185,70 +190,62 @@ class Decider:
             context = with_daypart(context, at, compiled.configuration.zone)
         chain = evidence.chain(context)
         items = evidence.catalogue.items
+        items.begin()
         known = self._known(txn, person, placed, given, at)
 
-        together: npt.NDArray[np.float32] | None = None
-        touched, touched_count, support, exponent = evidence.touched, 0, 0.0, 0.0
+        together: Together | None = None
+        touched_count = 0
         neighbours = evidence.neighbours
         if neighbours is not None and len(known.recent):
-            together, parameters = evidence.scratch, neighbours.parameters
+            parameters = neighbours.parameters
             touched_count = native_neighbours.accumulate(
-                neighbours.indptr, neighbours.items, neighbours.weights, known.recent, known.weights, together, touched
+                neighbours.indptr,
+                neighbours.items,
+                neighbours.weights,
+                known.recent,
+                known.weights,
+                evidence.scratch,
+                evidence.touched,
             )
             support = parameters.support_per_item * float(known.weights.sum())
             exponent = parameters.popularity_exponent
+            together = evidence.scratch, evidence.touched[:touched_count], support, TOGETHER_STRENGTH, exponent
         try:
-            unknown = 0
-            candidates: npt.NDArray[np.uint32] | None
-            if request.candidates:
-                candidates, unknown = items.lookup(request.candidates)
-            else:
-                candidates = self._retrieve(placed, touched_count, known.affinities, chain)
 
-            def rank(
-                chosen: npt.NDArray[np.uint32] | None, wanted: int, refused: npt.NDArray[np.uint32] | None
-            ) -> tuple[list[Winner], int, int, int]:
+            def rank(candidates: Candidates, wanted: int) -> tuple[list[Winner], int, int, int, int]:
                 return items.rank(
-                    chosen,
+                    candidates,
                     wanted,
                     max(0, at // 1000),
+                    chain.prior,
                     require_stock=placement.require_stock,
                     allowed=evidence.catalogue.allowed(placement.name),
-                    excluded=refused,
-                    scale=evidence.scale,
-                    total=evidence.over_all.total,
-                    uniform_strength=evidence.over_all.strength,
-                    levels=chain.levels,
                     together=together,
-                    touched=touched[:touched_count] if touched_count else None,
-                    together_support=support,
-                    together_exponent=exponent,
                     affinities=known.affinities,
                     vector=known.vector,
                     vector_log=placed.vector_log,
                     notable=NOTABLE,
                 )
 
-            winners, candidate_count, excluded_count, _ = rank(candidates, k, known.excluded)
+            found = request.candidates or self._retrieve(placed, touched_count, known.affinities, chain)
+            winners, candidate_count, excluded_count, _, unknown = rank(found, k)
             if len(winners) < k and placement.fallback and not request.candidates:
-                present = np.array([winner[0] for winner in winners], np.uint32)
-                refused = present if known.excluded is None else np.concatenate([known.excluded, present])
-                winners += rank(items.lookup(placement.fallback)[0], k - len(winners), refused)[0]
-            label, common = chain.label, self._reasons
+                winners += rank(placement.fallback, k - len(winners))[0]
+            reasons = chain.reasons
             decided = tuple(
                 [
                     DecidedItem(
                         winner[1],
                         winner[2],
                         1.0,
-                        common.get((winner[3], label)) or self._explain(txn, placed, chain, known, winner),
+                        reasons.get(winner[3]) or self._explain(txn, placed, chain, known, winner),
                     )
                     for winner in winners
                 ]
             )
         finally:
             if touched_count:
-                native_neighbours.clear(evidence.scratch, touched, touched_count)
+                native_neighbours.clear(evidence.scratch, evidence.touched, touched_count)
         if not items.live_count:
             degraded.append("EMPTY_CATALOGUE")
         elif not winners:
@@ -444,24 +441,20 @@ class Decider:
             status = view.status(index, at, allowed)
             known.fresh_count += status == FRESH
             known.masked_count += status == MASKED
-        excluded: list[npt.NDArray[np.uint32]] = [given] if len(given) and placed.windows else []
+        exclude = self.evidence.catalogue.items.exclude
         mentions: list[Mentions] = [(given, np.full(len(given), at))] if len(given) and placed.recent else []
-        neighbours = self.evidence.neighbours
         if placed.windows:
-            chunks, speaking = self._lists(txn, person, placed, at)
-            if chunks:
-                excluded.append(native_history.read_items(chunks))
-            if speaking:
-                mentions.append(native_history.read_chunks(speaking))
-        excluded += [self._recent(view, index, at, allowed)[0] for index in placed.exclude_recent]
+            exclude(given.tolist())
+            mentions += self._exclude_listed(txn, person, placed, at)
+        for index in placed.exclude_recent:
+            exclude(self._recent(view, index, at, allowed)[0].tolist())
+        neighbours = self.evidence.neighbours
         if neighbours is not None:
             mentions += [self._recent(view, index, at, allowed) for index in placed.recent]
             if mentions:
                 known.recent, known.weights = native_history.distinct_newest(
                     mentions, RECENT_ITEMS_MAX, neighbours.parameters.recency_half_life_ms
                 )
-        if excluded:
-            known.excluded = excluded[0] if len(excluded) == 1 else np.concatenate(excluded)
         if placed.affinity:
             known.affinities = tuple(self._affinities(view, placed, at, allowed))
         if placed.vector is not None:
@@ -477,31 +470,35 @@ class Decider:
         n = view.recent(index, at, allowed, self._items, self._times)
         return self._items[:n].copy(), self._times[:n].copy()
 
-    def _lists(
-        self, txn: lmdb.Transaction[bytes], person: Person, placed: Placed, at: int
-    ) -> tuple[list[native_history.Chunk], list[native_history.Chunk]]:
-        """Return the chunks of the lists the placement excludes, over all the person's devices, and of those that speak."""
-        found: list[native_history.Chunk] = []
-        speaking: list[native_history.Chunk] = []
+    def _exclude_listed(self, txn: lmdb.Transaction[bytes], person: Person, placed: Placed, at: int) -> list[Mentions]:
+        """Exclude what is in the lists of all the person's devices; return the items of those lists that speak."""
+        items = self.evidence.catalogue.items
+        mentions: list[Mentions] = []
         since: dict[int, int] = {}
         for code, window_ms, consent in placed.windows:
             if person.permitted & consent:
                 since[code] = max(0, (at - window_ms) // 1000)
+        if not since:
+            return mentions
         cursor = txn.cursor(db=self.store.tables["lists"])
+        last = max(since)
         for fragment in person.fragments:
             if cursor.set_range(fragment):
                 for key, chunk in cursor:
                     if not key.startswith(fragment):
                         break
-                    if key[16] in since:
-                        found.append((chunk, since[key[16]]))
-                        if key[16] in placed.speaking:
-                            speaking.append(found[-1])
+                    code = key[16]
+                    if code in since:
+                        items.exclude_listed(chunk, since[code])
+                        if code in placed.speaking:
+                            mentions.append(native_history.read_chunk(chunk, since[code]))
+                        if code == last and key.endswith(OLDEST_CHUNK):
+                            break
             if SERVED_CODE in since:
                 for time, numbers in self.recently_served(fragment, at):
-                    entries = b"".join([pack_entry(number, time // 1000) for number in numbers])
-                    found.append((NO_HEADER + entries, since[SERVED_CODE]))
-        return found, speaking
+                    if time // 1000 >= since[SERVED_CODE]:
+                        items.exclude(numbers)
+        return mentions
 
     def _affinities(self, view: RecordView, placed: Placed, at: int, permitted: int) -> list[Affinity]:
         """Return, per attribute, P(value | person) / P(value): the person's weights with the shop's shares as the prior."""
@@ -554,9 +551,7 @@ class Decider:
             [ReasonDetail(reason, self._detail(txn, placed, chain, known, reason, winner)) for reason in named]
         )
         if not OF_THE_ITEM.intersection(named):  # Then every item of this context has the same.
-            if len(self._reasons) >= REASONS_KEPT:
-                self._reasons.clear()
-            self._reasons[code, chain.label] = reasons
+            chain.reasons[code] = reasons
         return reasons
 
     def _detail(

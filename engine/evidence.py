@@ -14,11 +14,12 @@ from tailorbird.engine.applier import follow_cells, load_statistics
 from tailorbird.engine.catalogue import Catalogue
 from tailorbird.engine.errors import Damaged, PreconditionFailed
 from tailorbird.engine.neighbours_file import Neighbours, open_neighbours
+from tailorbird.engine.requests import ReasonDetail
 from tailorbird.engine.state import CHANGES_KEPT, Layouts, read_layouts
 from tailorbird.engine.statistics import Cell, Change, Statistics
 from tailorbird.engine.store import Head, Store, u64
 from tailorbird.engine.symbols import NO_SYMBOL
-from tailorbird.native.scoring import CellTable
+from tailorbird.native.scoring import Prior
 
 COOCCURRENCE = "cooccurrence"
 ORDER_MAX = 5_000
@@ -35,10 +36,11 @@ class Level(NamedTuple):
 class Chain(NamedTuple):
     """The context cells of one context: for the ranking, for its reasons, for its retrievers."""
 
-    levels: tuple[tuple[CellTable, float, float], ...]
+    prior: Prior
     label: str
     has_evidence: bool
     cells: tuple[Cell, ...]
+    reasons: dict[int, tuple[ReasonDetail, ...]]  # by native reason code, of those that are the same for every item
 
 
 class Postings(NamedTuple):
@@ -166,10 +168,16 @@ class Evidence:
         if chain is None:
             cells = self.statistics.chain(context)
             chain = Chain(
-                tuple((cell.table, cell.total * self.scale, self.statistics.strength(cell)) for cell in cells),
+                Prior(
+                    self.scale,
+                    self.over_all.total,
+                    self.over_all.strength,
+                    tuple((cell.table, cell.total * self.scale, self.statistics.strength(cell)) for cell in cells),
+                ),
                 cells[-1].label if cells else "",
                 any(cell.total > 0.0 for cell in cells),
                 tuple(cells),
+                {},
             )
             if len(self._chains) >= CHAINS_KEPT:
                 self._chains.clear()

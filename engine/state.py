@@ -29,6 +29,7 @@ KEYS_CACHED_MAX = 400_000
 ITEMS_CACHED_MAX = 50_000
 LISTS_CHUNK_BYTES = 1_800
 LISTS_CHUNK_ENTRIES = (LISTS_CHUNK_BYTES - 8) // 8
+OLDEST_CHUNK_NUMBER = 0xFFFFFFFF  # chunks count down from it, so that the newest is met first
 NO_FRAGMENT = bytes(16)
 CHANGES_KEPT = 200_000
 
@@ -478,14 +479,16 @@ class State:
         """
         prefix = fragment + bytes([kind])
         newest = next(scan(self.txn, self.tables["lists"], prefix), None)
-        number, chunk = (0xFFFFFFFF, bytes(8)) if newest is None else (int.from_bytes(newest[0][17:], "big"), newest[1])
+        number, chunk = (
+            (OLDEST_CHUNK_NUMBER, bytes(8)) if newest is None else (int.from_bytes(newest[0][17:], "big"), newest[1])
+        )
         while entries:
             room = (LISTS_CHUNK_BYTES - len(chunk)) // 8 * 8
             if room <= 0:
                 number -= 1
                 oldest = number + 1 + -(-entries_max // LISTS_CHUNK_ENTRIES)
                 dropped = int.from_bytes(chunk[:4], "little")
-                if oldest <= 0xFFFFFFFF:
+                if oldest <= OLDEST_CHUNK_NUMBER:
                     lost = self.txn.pop(prefix + u32(oldest), db=self.tables["lists"])
                     dropped += (len(lost) - 8) // 8 if lost else 0
                 chunk = dropped.to_bytes(4, "little") + bytes(4)

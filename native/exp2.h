@@ -41,29 +41,37 @@ static inline double tb_power_of_two(int64_t exponent) { /* exponent in [-1022, 
     return power;
 }
 
-/* 2^x. NaN gives NaN; below -1080 (and -infinity) 0; from 1024 up infinity. */
-static inline double tb_exp2(double x) {
-    if (!(x > -1080.0))
-        return x != x ? x : 0.0;
-    if (x >= 1024.0)
-        return HUGE_VAL;
+/* 2^x for x in [-1020, 1023]: no branches, so that a loop over many is done several at a time. */
+static inline double tb_exp2_within(double x) {
     /* Adding 1.5 * 2^52 rounds to an integer and leaves it in the low bits of the mantissa. */
     const double magic = 0x1.8p52;
     double shifted = x * 64.0 + magic;
     uint64_t bits;
     memcpy(&bits, &shifted, sizeof bits);
-    int64_t whole = (int64_t)(bits - UINT64_C(0x4338000000000000));
-    int64_t j = whole & 63;
-    int64_t n = (whole - j) / 64;
+    uint64_t whole = bits - UINT64_C(0x4338000000000000); /* x * 64, two's complement */
     double r = x - (shifted - magic) * 0.015625;
     double p = r * (0x1.62e42fefa39efp-1 + r * (0x1.ebfbdff82c58fp-3 + r * (0x1.c6b08d704a0c0p-5
              + r * (0x1.3b2ab6fba4e77p-7 + r * 0x1.5d87fe78a6731p-10))));
-    double y = tb_exp2_table[j] + tb_exp2_table[j] * p; /* in [0.99, 2) */
-    if (n < -1021) /* The result may be subnormal: one rounding only, in the last multiplication. */
-        return y * tb_power_of_two(n + 600) * tb_power_of_two(-600);
-    if (n > 1023) /* x rounded up to 1024 */
-        return y * 2.0 * tb_power_of_two(1023);
-    return y * tb_power_of_two(n);
+    double base = tb_exp2_table[whole & 63];
+    double y = base + base * p; /* in [0.99, 2) */
+    /* The octave, whole without its last 6 bits, goes where the exponent is: 2^52 / 64 = 2^46. */
+    uint64_t power_bits = ((whole & ~UINT64_C(63)) << 46) + (UINT64_C(1023) << 52);
+    double power;
+    memcpy(&power, &power_bits, sizeof power);
+    return y * power;
+}
+
+/* 2^x. NaN gives NaN; below -1080 (and -infinity) 0; from 1024 up infinity. */
+static inline double tb_exp2(double x) {
+    if (x >= -1020.0 && x <= 1023.0)
+        return tb_exp2_within(x);
+    if (!(x > -1080.0))
+        return x != x ? x : 0.0;
+    if (x >= 1024.0)
+        return HUGE_VAL;
+    /* Two factors: the result may be subnormal, and is rounded once, or its octave 1024. */
+    double shift = x < 0.0 ? 600.0 : -600.0;
+    return tb_exp2_within(x + shift) * tb_power_of_two((int64_t)-shift);
 }
 
 /* log2 x. NaN and x < 0 give NaN; 0 gives -infinity; infinity gives infinity. */

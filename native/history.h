@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "exp2.h"
 
@@ -13,6 +14,19 @@ typedef struct {
     uint32_t item;
     uint32_t time_s; /* seconds since 1970 */
 } tb_entry;
+
+#define TB_CHUNK_HEADER 8
+
+/* How many entries a chunk of so many bytes has, -1 when it is none. */
+static inline int64_t tb_chunk_entries(size_t bytes) {
+    return bytes < TB_CHUNK_HEADER || (bytes - TB_CHUNK_HEADER) % sizeof(tb_entry) ? -1 : (int64_t)((bytes - TB_CHUNK_HEADER) / sizeof(tb_entry));
+}
+
+static inline tb_entry tb_chunk_entry(const char *chunk, int64_t i) {
+    tb_entry entry;
+    memcpy(&entry, chunk + TB_CHUNK_HEADER + (size_t)i * sizeof entry, sizeof entry);
+    return entry;
+}
 
 typedef struct {
     int64_t time; /* ms since 1970 */

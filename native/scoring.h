@@ -32,92 +32,139 @@ static inline void tb_advise_huge(void *block, size_t bytes) {
 #endif
 }
 
-static inline void tb_prefetch(const void *place) { __builtin_prefetch(place); }
+/* Asks for an object that may lie across two cache lines. */
+static inline void tb_prefetch(const void *place) {
+    __builtin_prefetch(place);
+    __builtin_prefetch((const char *)place + 48);
+}
 
 #define TB_UNKNOWN 0xFFFFFFFFu
 #define TB_LIVE 1u
 #define TB_LOG2_E 1.4426950408889634
+#define TB_LIFT_MAX 30.0 /* a vector lifts by 2^30 at most, and lowers by as much */
 #define TB_LANES 16
 #define TB_CACHE_LINE 64
-#define TB_LOOKUP_BATCH 64
+#define TB_BATCH 64          /* candidates scored in one go */
+#define TB_LOOKUP_BATCH 1024 /* ids looked up in one go */
+#define TB_AHEAD 12           /* candidates fetched before their turn */
+#define TB_FETCHED_BYTES 384 /* of an item, ahead of its turn */
 
-/* Half a cache line: everything that admits or refuses one item, and its popularity over all contexts. */
+#define TB_ID_INLINE 16
+
+/* Everything a decision reads of one item stands side by side: what admits or refuses it, its popularity over all contexts,
+ * its id, and behind these the stored numbers of its embedding. Random items of a large catalogue cost a TLB miss for every
+ * separate place they are read at. */
 typedef struct {
     double count;      /* landmark-scaled decayed count, all contexts */
     uint16_t flags;    /* TB_LIVE */
-    int16_t exponent;  /* the item's embedding is its stored whole numbers times 2^exponent */
+    int16_t exponent;  /* the embedding is its stored whole numbers times 2^exponent */
     int32_t stock;     /* -1: not counted */
     uint32_t start_s;  /* seconds since 1970; 0: open */
     uint32_t end_s;
     uint32_t seen;     /* generation that met it as a candidate */
     uint32_t excluded; /* generation that excluded it */
-} tb_item_row;
-
-/* Asks for what a ranking reads of an item, of its embedding the first width numbers. */
-static inline void tb_item_prefetch(const tb_item_row *rows, const int16_t *embeddings, size_t width, uint32_t item) {
-    __builtin_prefetch(&rows[item], 1);
-    for (size_t f = 0; f < width; f += TB_CACHE_LINE / sizeof *embeddings)
-        __builtin_prefetch(embeddings + (size_t)item * width + f);
-}
-
-/* ---- id table: item id -> dense item number, open addressing, load <= 1/2 ----
- *
- * Half a cache line a slot: short ids are compared without leaving it. */
-
-#define TB_ID_INLINE 16
-
-typedef struct {
-    uint64_t hash;
-    uint32_t number; /* TB_UNKNOWN: empty */
-    uint32_t length;
+    uint64_t reserved;
+    uint64_t id_length;
     union {
         char bytes[TB_ID_INLINE]; /* of ids up to that length, zeros behind */
         uint64_t offset;          /* of longer ids: where their bytes are in the arena */
     } id;
+} tb_item;
+
+_Static_assert(sizeof(tb_item) == TB_CACHE_LINE, "an item begins on a cache line and its embedding on the next");
+
+/* Items by number. */
+typedef struct {
+    unsigned char *block; /* aligned to cache lines */
+    size_t stride;        /* bytes from one to the next, whole cache lines */
+    size_t width;         /* numbers of an embedding, a multiple of TB_LANES */
+    uint32_t count;
+    const char *arena;    /* bytes of the long ids */
+} tb_items;
+
+static inline tb_item *tb_item_at(const tb_items *items, uint32_t number) {
+    return (tb_item *)(void *)(items->block + (size_t)number * items->stride);
+}
+
+static inline int16_t *tb_item_embedding(tb_item *item) { return (int16_t *)(void *)(item + 1); }
+
+static inline const char *tb_item_id(const tb_items *items, const tb_item *item) {
+    return item->id_length <= TB_ID_INLINE ? item->id.bytes : items->arena + item->id.offset;
+}
+
+/* Asks for an item and the beginning of its embedding; of a long one the hardware fetches the rest. */
+static inline void tb_item_prefetch(const tb_items *items, uint32_t number) {
+    const unsigned char *at = items->block + (size_t)number * items->stride;
+    __builtin_prefetch(at, 1);
+    for (size_t line = TB_CACHE_LINE; line < items->stride && line < TB_FETCHED_BYTES; line += TB_CACHE_LINE)
+        __builtin_prefetch(at + line);
+}
+
+/* ---- id table: item id -> item number, open addressing, load <= 1/2 ----
+ *
+ * A slot tells most ids apart by a tag; the item itself has the id. */
+
+typedef struct {
+    uint32_t tag;
+    uint32_t number; /* TB_UNKNOWN: empty */
 } tb_id_slot;
 
-static inline tb_id_slot tb_id_slot_of(uint64_t hash, uint32_t number, const char *id, uint32_t length, uint64_t offset) {
-    tb_id_slot slot;
-    memset(&slot, 0, sizeof slot);
-    slot.hash = hash;
-    slot.number = number;
-    slot.length = length;
-    if (length <= TB_ID_INLINE) memcpy(slot.id.bytes, id, length);
-    else slot.id.offset = offset;
-    return slot;
+static inline uint32_t tb_id_tag(uint64_t hash) { return (uint32_t)(hash >> 32); }
+
+/* Moves `at` on to the first slot with a tag; returns its number, TB_UNKNOWN when an empty slot comes first. */
+static inline uint32_t tb_id_probe(const tb_id_slot *slots, uint64_t slot_mask, uint32_t tag, uint64_t *at) {
+    while (slots[*at].number != TB_UNKNOWN && slots[*at].tag != tag) *at = (*at + 1) & slot_mask;
+    return slots[*at].number;
 }
 
-static inline uint32_t tb_id_find(const tb_id_slot *slots, uint64_t slot_mask, const char *arena, uint64_t hash,
-                                  const char *id, size_t length) {
+/* memcmp for texts so short that calling it would be most of the work. */
+static inline int tb_same_bytes(const char *a, const char *b, size_t length) {
+    if (length < 8 || length > TB_ID_INLINE) return memcmp(a, b, length) == 0;
+    uint64_t words[4];
+    memcpy(&words[0], a, 8);
+    memcpy(&words[1], b, 8);
+    memcpy(&words[2], a + length - 8, 8); /* overlaps the first where it must */
+    memcpy(&words[3], b + length - 8, 8);
+    return words[0] == words[1] && words[2] == words[3];
+}
+
+static inline int tb_id_is(const tb_items *items, uint32_t number, const char *id, size_t length) {
+    const tb_item *item = tb_item_at(items, number);
+    return item->id_length == length && tb_same_bytes(tb_item_id(items, item), id, length);
+}
+
+static inline void tb_id_insert(tb_id_slot *slots, uint64_t slot_mask, uint64_t hash, uint32_t number) {
     uint64_t at = hash & slot_mask;
-    while (slots[at].number != TB_UNKNOWN) {
-        if (slots[at].hash == hash && slots[at].length == length) {
-            const char *known = length <= TB_ID_INLINE ? slots[at].id.bytes : arena + slots[at].id.offset;
-            if (memcmp(known, id, length) == 0) return slots[at].number;
-        }
-        at = (at + 1) & slot_mask;
-    }
-    return TB_UNKNOWN;
-}
-
-static inline void tb_id_insert(tb_id_slot *slots, uint64_t slot_mask, tb_id_slot fresh) {
-    uint64_t at = fresh.hash & slot_mask;
     while (slots[at].number != TB_UNKNOWN) at = (at + 1) & slot_mask;
-    slots[at] = fresh;
+    slots[at].tag = tb_id_tag(hash);
+    slots[at].number = number;
 }
 
-/* Looks up to TB_LOOKUP_BATCH ids up: two passes, so that the cache misses of all overlap. Returns how many are unknown. */
-static inline size_t tb_id_find_batch(const tb_id_slot *slots, uint64_t slot_mask, const char *arena, const char *const *ids,
+/* Looks up to TB_LOOKUP_BATCH ids up. While one id is compared, the items of the next and the slots of those behind are on
+ * their way, so that the cache misses of all overlap. Returns how many are unknown. */
+static inline size_t tb_id_find_batch(const tb_id_slot *slots, uint64_t slot_mask, const tb_items *items, const char *const *ids,
                                       const size_t *lengths, size_t count, uint32_t *numbers) {
-    uint64_t hashes[TB_LOOKUP_BATCH];
+    uint64_t hashes[TB_LOOKUP_BATCH], places[TB_LOOKUP_BATCH];
     size_t unknown = 0;
-    for (size_t i = 0; i < count; i++) {
-        hashes[i] = tb_xxh64(ids[i], lengths[i], 0);
-        __builtin_prefetch(&slots[hashes[i] & slot_mask]);
-    }
-    for (size_t i = 0; i < count; i++) {
-        numbers[i] = tb_id_find(slots, slot_mask, arena, hashes[i], ids[i], lengths[i]);
-        unknown += numbers[i] == TB_UNKNOWN;
+    for (size_t step = 0; step < count + 2 * TB_AHEAD; step++) {
+        if (step < count) {
+            hashes[step] = tb_xxh64(ids[step], lengths[step], 0);
+            places[step] = hashes[step] & slot_mask;
+            __builtin_prefetch(&slots[places[step]]);
+        }
+        if (step >= TB_AHEAD && step - TB_AHEAD < count) {
+            size_t i = step - TB_AHEAD;
+            numbers[i] = tb_id_probe(slots, slot_mask, tb_id_tag(hashes[i]), &places[i]);
+            if (numbers[i] != TB_UNKNOWN) __builtin_prefetch(tb_item_at(items, numbers[i]), 1);
+        }
+        if (step >= 2 * TB_AHEAD) {
+            size_t i = step - 2 * TB_AHEAD;
+            while (numbers[i] != TB_UNKNOWN && !tb_id_is(items, numbers[i], ids[i], lengths[i])) {
+                places[i] = (places[i] + 1) & slot_mask;
+                numbers[i] = tb_id_probe(slots, slot_mask, tb_id_tag(hashes[i]), &places[i]);
+            }
+            unknown += numbers[i] == TB_UNKNOWN;
+        }
     }
     return unknown;
 }
@@ -208,22 +255,20 @@ typedef struct {
     double together_exponent; /* weighs q by (estimate / uniform)^exponent; 0 leaves q alone */
     size_t affinity_count;
     tb_affinity affinities[TB_AFFINITIES_MAX];
-    const float *vector;      /* the person's vector, or NULL */
-    const int16_t *embeddings; /* item-major, rows of width numbers; see tb_quantise */
-    size_t width;             /* a multiple of TB_LANES */
+    const float *vector;      /* the person's vector, as wide as the embeddings, or NULL */
 } tb_evidence;
 
-/* What a score was made of; the parts of the reasons. */
+/* What the scores of up to TB_BATCH items are made of; the parts of the reasons. */
 typedef struct {
-    double base;           /* estimate over all contexts */
-    double in_context;     /* estimate after the context cells */
-    double together_share; /* share of the blended estimate that co-occurrence brought */
-    double blended;        /* estimate before the lifts */
-    double affinity_lift;  /* the largest single lift */
-    int32_t affinity_index;
-    double vector_lift;
-    double score;
-} tb_score_parts;
+    double base[TB_BATCH];           /* estimate over all contexts */
+    double in_context[TB_BATCH];     /* estimate after the context cells */
+    double together_share[TB_BATCH]; /* share of the blended estimate that co-occurrence brought */
+    double blended[TB_BATCH];        /* estimate before the lifts */
+    double affinity_lift[TB_BATCH];  /* the largest single lift */
+    double vector_lift[TB_BATCH];
+    double score[TB_BATCH];
+    int32_t affinity_index[TB_BATCH]; /* of the largest lift, -1: none above 1 */
+} tb_scores;
 
 /* Largest stored number of an embedding. */
 #define TB_MANTISSA_MAX 32767.0
@@ -246,17 +291,22 @@ static inline int16_t tb_quantise(const float *values, size_t count, int16_t *ma
     return (int16_t)exponent;
 }
 
-/* Dot product over 16 lanes, added as a fixed tree: the same bits at any vector width. */
+/* Loops worth compiling for the widest registers there are; the arithmetic is the same in each. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-__attribute__((target_clones("avx512f", "avx2", "default")))
+#define TB_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define TB_WIDE
 #endif
-static float tb_dot(const float *vector, const int16_t *mantissas, size_t width) {
+#define TB_INLINE static inline __attribute__((always_inline)) /* what such a loop calls, or it would be narrow */
+
+/* Dot product over 16 lanes, added as a fixed tree: the same bits at any vector width. */
+TB_INLINE float tb_dot(const float *vector, const int16_t *mantissas, size_t width) {
     float lanes[TB_LANES] = {0};
     for (size_t f = 0; f < width; f += TB_LANES)
         for (size_t lane = 0; lane < TB_LANES; lane++) lanes[lane] += vector[f + lane] * (float)mantissas[f + lane];
-    for (size_t half = TB_LANES / 2; half > 0; half /= 2)
-        for (size_t lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
-    return lanes[0];
+    for (size_t lane = 0; lane < 8; lane++) lanes[lane] += lanes[lane + 8];
+    for (size_t lane = 0; lane < 4; lane++) lanes[lane] += lanes[lane + 4];
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
 
 /* sign(x) ln(1 + |x|) */
@@ -268,13 +318,13 @@ static inline double tb_signed_log1p(double x) {
 static inline double tb_clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }
 
 /* The estimate after the context cells; writes the one over all contexts to base. */
-static inline double tb_in_context(const tb_evidence *evidence, const tb_item_row *rows, uint32_t item, double *base) {
-    double estimate = (rows[item].count * evidence->scale + evidence->uniform_strength * evidence->uniform) * evidence->share;
+TB_INLINE double tb_in_context(const tb_evidence *evidence, const tb_items *items, uint32_t number, double *base) {
+    double count = tb_item_at(items, number)->count;
+    double estimate = (count * evidence->scale + evidence->uniform_strength * evidence->uniform) * evidence->share;
     *base = estimate;
     for (size_t i = 0; i < evidence->level_count; i++) {
         const tb_level *level = &evidence->levels[i];
-        double count = tb_level_count(level, item) * evidence->scale;
-        estimate = (count + level->strength * estimate) * level->share;
+        estimate = (tb_level_count(level, number) * evidence->scale + level->strength * estimate) * level->share;
     }
     return estimate;
 }
@@ -288,58 +338,83 @@ static inline double tb_together(const tb_evidence *evidence, uint32_t item, dou
 }
 
 /* 1 / the sum of the co-occurrence scores of the touched items, 0 when there are none. */
-static inline double tb_together_scale(const tb_evidence *evidence, const tb_item_row *rows, uint32_t item_count,
-                                       const uint32_t *touched, size_t touched_count) {
+static inline double tb_together_scale(const tb_evidence *evidence, const tb_items *items, const uint32_t *touched,
+                                       size_t touched_count) {
     double sum = 0.0, base;
     for (size_t i = 0; i < touched_count; i++)
-        if (touched[i] < item_count)
-            sum += tb_together(evidence, touched[i], tb_in_context(evidence, rows, touched[i], &base));
+        if (touched[i] < items->count)
+            sum += tb_together(evidence, touched[i], tb_in_context(evidence, items, touched[i], &base));
     return sum > 0.0 ? 1.0 / sum : 0.0;
 }
 
-static inline tb_score_parts tb_score(const tb_evidence *evidence, const tb_item_row *rows, uint32_t item) {
-    tb_score_parts parts;
-    double estimate = tb_in_context(evidence, rows, item, &parts.base);
-    parts.in_context = estimate;
-    parts.together_share = 0.0;
-    if (evidence->together != NULL) {
-        double q = tb_together(evidence, item, estimate) * evidence->together_scale;
+/* Blends the estimates with what co-occurrence says. */
+static inline void tb_blend(const tb_evidence *evidence, const uint32_t *numbers, size_t count, tb_scores *scores) {
+    for (size_t i = 0; i < count; i++) {
+        double estimate = scores->in_context[i];
+        double q = tb_together(evidence, numbers[i], estimate) * evidence->together_scale;
         double brought = evidence->together_support * q;
         double whole = brought + evidence->together_strength * estimate;
-        parts.together_share = whole > 0.0 ? brought / whole : 0.0;
-        estimate = whole / (evidence->together_support + evidence->together_strength);
+        scores->together_share[i] = whole > 0.0 ? brought / whole : 0.0;
+        scores->blended[i] = whole / (evidence->together_support + evidence->together_strength);
     }
-    parts.blended = estimate;
-    parts.affinity_lift = 1.0;
-    parts.affinity_index = -1;
-    for (size_t i = 0; i < evidence->affinity_count; i++) {
-        const tb_affinity *affinity = &evidence->affinities[i];
-        uint64_t symbol = affinity->symbols[item];
-        double lift = affinity->other_lift;
-        if (symbol == 0) lift = 1.0;
-        else
-            for (size_t key = 0; key < affinity->key_count; key++)
-                if (affinity->keys[key] == symbol) {
-                    lift = affinity->lifts[key];
-                    break;
-                }
-        if (lift > parts.affinity_lift) {
-            parts.affinity_lift = lift;
-            parts.affinity_index = (int32_t)i;
-        }
-        estimate *= lift;
-    }
-    parts.vector_lift = 1.0;
+}
+
+static inline double tb_lift_of(const tb_affinity *affinity, uint64_t symbol) {
+    if (symbol == 0) return 1.0;
+    for (size_t key = 0; key < affinity->key_count; key++)
+        if (affinity->keys[key] == symbol) return affinity->lifts[key];
+    return affinity->other_lift;
+}
+
+/* Reads what is in memory about one item: its estimates and, as its vector_lift for now, its log-odds by the person's vector. */
+TB_INLINE void tb_read_item(const tb_evidence *evidence, const tb_items *items, uint32_t number, size_t i, tb_scores *scores) {
+    scores->in_context[i] = tb_in_context(evidence, items, number, &scores->base[i]);
     if (evidence->vector != NULL) {
-        const int16_t *mantissas = evidence->embeddings + (size_t)item * evidence->width;
-        double exponent = (double)tb_dot(evidence->vector, mantissas, evidence->width) * tb_power_of_two(rows[item].exponent);
-        /* A sum that overflowed both ways says nothing. */
-        if (exponent == exponent) parts.vector_lift = tb_exp2(tb_clamp(exponent * TB_LOG2_E, -30.0, 30.0));
-        estimate *= parts.vector_lift;
+        tb_item *item = tb_item_at(items, number);
+        float product = tb_dot(evidence->vector, tb_item_embedding(item), items->width);
+        scores->vector_lift[i] = (double)product * tb_power_of_two(item->exponent);
     }
-    /* Lifts may overflow; what is no number is worth nothing, or it would break the order of the heap. */
-    parts.score = estimate > 0.0 ? tb_clamp(estimate, 0.0, FLT_MAX) : 0.0;
-    return parts;
+}
+
+/* Makes scores of what was read. */
+TB_INLINE void tb_score_read(const tb_evidence *evidence, const uint32_t *numbers, size_t count, tb_scores *scores) {
+    if (evidence->together != NULL) tb_blend(evidence, numbers, count, scores);
+    else
+        for (size_t i = 0; i < count; i++) {
+            scores->blended[i] = scores->in_context[i];
+            scores->together_share[i] = 0.0;
+        }
+    for (size_t i = 0; i < count; i++) {
+        scores->score[i] = scores->blended[i];
+        scores->affinity_lift[i] = 1.0;
+        scores->affinity_index[i] = -1;
+    }
+    for (size_t a = 0; a < evidence->affinity_count; a++)
+        for (size_t i = 0; i < count; i++) {
+            double lift = tb_lift_of(&evidence->affinities[a], evidence->affinities[a].symbols[numbers[i]]);
+            if (lift > scores->affinity_lift[i]) {
+                scores->affinity_lift[i] = lift;
+                scores->affinity_index[i] = (int32_t)a;
+            }
+            scores->score[i] *= lift;
+        }
+    for (size_t i = 0; i < count; i++) {
+        double exponent = evidence->vector != NULL ? scores->vector_lift[i] * TB_LOG2_E : 0.0;
+        exponent = exponent == exponent ? exponent : 0.0; /* a sum that overflowed both ways says nothing */
+        exponent = exponent < -TB_LIFT_MAX ? -TB_LIFT_MAX : exponent;
+        scores->vector_lift[i] = evidence->vector != NULL ? tb_exp2_within(exponent > TB_LIFT_MAX ? TB_LIFT_MAX : exponent) : 1.0;
+        /* Lifts may overflow; what is no number is worth nothing, or it would break the order of the heap. */
+        double score = scores->score[i] * scores->vector_lift[i];
+        score = score > 0.0 ? score : 0.0;
+        scores->score[i] = score > FLT_MAX ? FLT_MAX : score;
+    }
+}
+
+/* Scores up to TB_BATCH items. */
+TB_WIDE static void tb_score(const tb_evidence *evidence, const tb_items *items, const uint32_t *numbers, size_t count,
+                             tb_scores *scores) {
+    for (size_t i = 0; i < count; i++) tb_read_item(evidence, items, numbers[i], i, scores);
+    tb_score_read(evidence, numbers, count, scores);
 }
 
 /* ---- reasons ---- */
@@ -352,9 +427,9 @@ static inline tb_score_parts tb_score(const tb_evidence *evidence, const tb_item
 #define TB_REASON_BASE 5 /* of the digits; also the code of an item that is merely popular */
 
 /* The reasons that multiplied the score by more than notable, strongest first, as digits: 0 none, not even popularity. */
-static inline uint32_t tb_reason_code(const tb_score_parts *parts, double uniform, double notable) {
-    double strengths[4] = {parts->in_context / parts->base, parts->vector_lift, parts->affinity_lift,
-                           1.0 / (1.0 - tb_clamp(parts->together_share, 0.0, 0.999999))};
+static inline uint32_t tb_reason_code(const tb_scores *scores, size_t i, double uniform, double notable) {
+    double strengths[4] = {scores->in_context[i] / scores->base[i], scores->vector_lift[i], scores->affinity_lift[i],
+                           1.0 / (1.0 - tb_clamp(scores->together_share[i], 0.0, 0.999999))};
     uint32_t code = 0;
     for (;;) {
         int best = -1;
@@ -364,7 +439,7 @@ static inline uint32_t tb_reason_code(const tb_score_parts *parts, double unifor
         code = code * (TB_REASON_BASE + 1) + (uint32_t)best + 1;
         strengths[best] = 0.0;
     }
-    return code != 0 ? code : parts->base > uniform ? TB_REASON_BASE : 0;
+    return code != 0 ? code : scores->base[i] > uniform ? TB_REASON_BASE : 0;
 }
 
 /* ---- eligibility ---- */
@@ -376,7 +451,7 @@ typedef struct {
     const uint8_t *allowed; /* per item, or NULL */
 } tb_rules;
 
-static inline int tb_admissible(const tb_rules *rules, const tb_item_row *row, uint32_t item) {
+static inline int tb_admissible(const tb_rules *rules, const tb_item *row, uint32_t item) {
     if (!(row->flags & TB_LIVE)) return 0;
     if (rules->require_stock && row->stock == 0) return 0;
     if (row->start_s > rules->now_s || (row->end_s != 0 && row->end_s <= rules->now_s)) return 0;
@@ -390,33 +465,22 @@ typedef struct {
     uint32_t item;
 } tb_ranked;
 
-/* Where an item's id stands in the arena. */
-typedef struct {
-    uint64_t offset;
-    uint64_t length;
-} tb_id_span;
-
-typedef struct {
-    const char *arena;
-    const tb_id_span *spans;
-} tb_ids;
-
 /* Whether a comes before b: higher score, then smaller id by bytes. */
-static inline int tb_before(const tb_ids *ids, tb_ranked a, tb_ranked b) {
+static inline int tb_before(const tb_items *items, tb_ranked a, tb_ranked b) {
     if (a.score != b.score) return a.score > b.score;
     if (a.item == b.item) return 0;
-    tb_id_span first = ids->spans[a.item], second = ids->spans[b.item];
-    uint64_t common = first.length < second.length ? first.length : second.length;
-    int order = memcmp(ids->arena + first.offset, ids->arena + second.offset, common);
-    return order != 0 ? order < 0 : first.length < second.length;
+    const tb_item *first = tb_item_at(items, a.item), *second = tb_item_at(items, b.item);
+    uint64_t common = first->id_length < second->id_length ? first->id_length : second->id_length;
+    int order = memcmp(tb_item_id(items, first), tb_item_id(items, second), common);
+    return order != 0 ? order < 0 : first->id_length < second->id_length;
 }
 
-static inline void tb_sift_down(const tb_ids *ids, tb_ranked *heap, size_t count, size_t at) {
+static inline void tb_sift_down(const tb_items *items, tb_ranked *heap, size_t count, size_t at) {
     for (;;) {
         size_t child = 2 * at + 1;
         if (child >= count) return;
-        if (child + 1 < count && tb_before(ids, heap[child], heap[child + 1])) child++;
-        if (!tb_before(ids, heap[at], heap[child])) return;
+        if (child + 1 < count && tb_before(items, heap[child], heap[child + 1])) child++;
+        if (!tb_before(items, heap[at], heap[child])) return;
         tb_ranked swap = heap[at];
         heap[at] = heap[child];
         heap[child] = swap;
@@ -424,33 +488,35 @@ static inline void tb_sift_down(const tb_ids *ids, tb_ranked *heap, size_t count
     }
 }
 
-static inline void tb_heap_offer(const tb_ids *ids, tb_ranked *heap, size_t *count, size_t k, tb_ranked fresh) {
+static inline void tb_heap_offer(const tb_items *items, tb_ranked *heap, size_t *count, size_t k, tb_ranked fresh) {
     if (*count < k) {
         size_t at = (*count)++;
         heap[at] = fresh;
-        while (at > 0 && tb_before(ids, heap[(at - 1) / 2], heap[at])) {
+        while (at > 0 && tb_before(items, heap[(at - 1) / 2], heap[at])) {
             tb_ranked swap = heap[at];
             heap[at] = heap[(at - 1) / 2];
             heap[(at - 1) / 2] = swap;
             at = (at - 1) / 2;
         }
-    } else if (k > 0 && tb_before(ids, fresh, heap[0])) {
+    } else if (k > 0 && tb_before(items, fresh, heap[0])) {
         heap[0] = fresh;
-        tb_sift_down(ids, heap, *count, 0);
+        tb_sift_down(items, heap, *count, 0);
     }
 }
 
 /* Turns the heap into a list, best first. */
-static inline void tb_heap_sort(const tb_ids *ids, tb_ranked *heap, size_t count) {
+static inline void tb_heap_sort(const tb_items *items, tb_ranked *heap, size_t count) {
     for (size_t end = count; end > 1; end--) {
         tb_ranked swap = heap[0];
         heap[0] = heap[end - 1];
         heap[end - 1] = swap;
-        tb_sift_down(ids, heap, end - 1, 0);
+        tb_sift_down(items, heap, end - 1, 0);
     }
 }
 
+/* What a ranking has come to so far; starts as zeros. */
 typedef struct {
+    size_t kept;            /* entries of the heap */
     size_t candidate_count; /* distinct and known */
     size_t excluded_count;
     size_t eligible_count;
@@ -458,40 +524,60 @@ typedef struct {
     double estimate_sum;    /* of the eligible, before lifts */
 } tb_ranking;
 
-/* Scores distinct admissible candidates (the numbers first .. first + count - 1 when candidates is NULL); keeps the k best. */
-static inline tb_ranking tb_rank(const tb_evidence *evidence, const tb_rules *rules, const tb_ids *ids, tb_item_row *rows,
-                                 uint32_t item_count, const uint32_t *candidates, size_t count, size_t k,
-                                 tb_ranked *heap, size_t *kept) {
-    tb_ranking ranking = {0, 0, 0, 0.0, 0.0};
-    *kept = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (candidates != NULL) {
-            if (i + 16 < count && candidates[i + 16] < item_count) {
-                tb_item_prefetch(rows, evidence->embeddings, evidence->vector != NULL ? evidence->width : 0, candidates[i + 16]);
-                for (size_t l = 0; l < evidence->level_count; l++) tb_level_prefetch(&evidence->levels[l], candidates[i + 16]);
-            }
-        }
-        uint32_t item = candidates != NULL ? candidates[i] : (uint32_t)i;
-        if (item >= item_count) continue;
-        tb_item_row *row = &rows[item];
-        if (row->seen == rules->generation) continue;
-        row->seen = rules->generation;
-        if (!(row->flags & TB_LIVE)) continue;
-        ranking.candidate_count++;
-        if (row->excluded == rules->generation) {
-            ranking.excluded_count++;
-            continue;
-        }
-        if (!tb_admissible(rules, row, item)) continue;
-        ranking.eligible_count++;
-        tb_score_parts parts = tb_score(evidence, rows, item);
-        ranking.score_sum += parts.score;
-        ranking.estimate_sum += parts.blended;
-        tb_ranked fresh = {(float)parts.score, item};
-        tb_heap_offer(ids, heap, kept, k, fresh);
+/* Whether a candidate is to be scored: met for the first time, known, not excluded, admissible. */
+static inline int tb_admit(const tb_rules *rules, const tb_items *items, uint32_t number, tb_ranking *ranking) {
+    if (number >= items->count) return 0;
+    tb_item *item = tb_item_at(items, number);
+    if (item->seen == rules->generation) return 0;
+    item->seen = rules->generation;
+    if (!(item->flags & TB_LIVE)) return 0;
+    ranking->candidate_count++;
+    if (item->excluded == rules->generation) {
+        ranking->excluded_count++;
+        return 0;
     }
-    tb_heap_sort(ids, heap, *kept);
-    return ranking;
+    return tb_admissible(rules, item, number);
+}
+
+/* Scores the items read and keeps those among the k best. */
+TB_INLINE void tb_rank_read(const tb_evidence *evidence, const tb_items *items, const uint32_t *numbers, size_t count, size_t k,
+                            tb_scores *scores, tb_ranked *heap, tb_ranking *ranking) {
+    tb_score_read(evidence, numbers, count, scores);
+    ranking->eligible_count += count;
+    for (size_t i = 0; i < count; i++) {
+        ranking->score_sum += scores->score[i];
+        ranking->estimate_sum += scores->blended[i];
+        tb_ranked fresh = {(float)scores->score[i], numbers[i]};
+        tb_heap_offer(items, heap, &ranking->kept, k, fresh);
+    }
+}
+
+/* Ranks candidates in their order; candidates NULL are all items, which lie in the order of their numbers.
+ *
+ * What is read of a candidate is asked for a few turns ahead, and no faster than it is worked off: where too many lines are on
+ * their way, the processor drops what else it is asked for. */
+TB_WIDE static void tb_rank(const tb_evidence *evidence, const tb_rules *rules, const tb_items *items, const uint32_t *candidates,
+                            size_t count, size_t k, tb_ranked *heap, tb_ranking *ranking) {
+    uint32_t numbers[TB_BATCH];
+    tb_scores scores;
+    size_t read = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t number = candidates != NULL ? candidates[i] : (uint32_t)i;
+        uint32_t coming = candidates != NULL && i + TB_AHEAD < count ? candidates[i + TB_AHEAD] : TB_UNKNOWN;
+        if (coming < items->count) {
+            tb_item_prefetch(items, coming);
+            for (size_t l = 0; l < evidence->level_count; l++) tb_level_prefetch(&evidence->levels[l], coming);
+        }
+        if (!tb_admit(rules, items, number, ranking)) continue;
+        numbers[read] = number;
+        tb_read_item(evidence, items, number, read++, &scores);
+        if (read == TB_BATCH) {
+            tb_rank_read(evidence, items, numbers, read, k, &scores, heap, ranking);
+            read = 0;
+        }
+    }
+    tb_rank_read(evidence, items, numbers, read, k, &scores, heap, ranking);
+    tb_heap_sort(items, heap, ranking->kept);
 }
 
 #endif

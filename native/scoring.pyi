@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, final
 
 import numpy as np
@@ -8,6 +8,10 @@ UNKNOWN_ITEM: Final[int]
 
 # (item number, id, score, reason code, affinity index)
 Winner = tuple[int, str, float, int, int]
+# Item ids, item numbers, or None for every item
+Candidates = Sequence[str] | npt.NDArray[np.uint32] | None
+# (scores per item, items where they are not zero, support, strength of the parent, popularity exponent)
+Together = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32], float, float, float]
 
 @final
 class CellTable:
@@ -18,12 +22,22 @@ class CellTable:
     def entries(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.float64]]: ...
 
 @final
+class Prior:
+    def __init__(
+        self,
+        scale: float = 1.0,
+        total: float = 0.0,
+        uniform_strength: float = 1.0,
+        levels: tuple[tuple[CellTable, float, float], ...] = (),
+    ) -> None: ...
+
+@final
 class ItemTable:
     count: Final[int]
     live_count: Final[int]
     attribute_count: Final[int]
     dimension: Final[int]
-    def __init__(self, attribute_count: int, dimension: int, *, generation: int = 0) -> None: ...
+    def __init__(self, attribute_count: int, dimension: int, *, generation: int = 1) -> None: ...
     def put(
         self,
         number: int,
@@ -42,27 +56,22 @@ class ItemTable:
     def live(self) -> npt.NDArray[np.uint8]: ...
     def attribute(self, index: int) -> npt.NDArray[np.uint64]: ...
     def symbol(self, attribute: int, number: int) -> int: ...
+    def begin(self) -> None: ...
+    def exclude(self, numbers: Iterable[int]) -> None: ...
+    def exclude_listed(self, chunk: bytes, since_s: int) -> None: ...
     def rank(
         self,
-        candidates: npt.NDArray[np.uint32] | None,
+        candidates: Candidates,
         k: int,
         now_s: int,
+        prior: Prior,
         *,
         require_stock: bool = True,
         allowed: npt.NDArray[np.uint8] | None = None,
-        excluded: npt.NDArray[np.uint32] | None = None,
-        scale: float = 1.0,
-        total: float = 0.0,
-        uniform_strength: float = 1.0,
-        levels: tuple[tuple[CellTable, float, float], ...] = (),
-        together: npt.NDArray[np.float32] | None = None,
-        touched: npt.NDArray[np.uint32] | None = None,
-        together_support: float = 0.0,
-        together_strength: float = 1.0,
-        together_exponent: float = 0.0,
+        together: Together | None = None,
         affinities: tuple[tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float], ...] = (),
         vector: npt.NDArray[np.float32] | None = None,
         vector_log: bool = False,
         notable: float = 1.1,
         parts: npt.NDArray[np.float64] | None = None,
-    ) -> tuple[list[Winner], int, int, int]: ...
+    ) -> tuple[list[Winner], int, int, int, int]: ...

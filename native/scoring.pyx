@@ -1,9 +1,10 @@
 """Item columns, context cells, and the ranking of candidates. The kernels are in scoring.h."""
 
 from libc.math cimport isfinite
-from libc.stdint cimport int16_t, int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 
@@ -11,6 +12,10 @@ cdef extern from "Python.h":
     object PySequence_Fast(object sequence, const char* message)
     PyObject** PySequence_Fast_ITEMS(object fast)
     Py_ssize_t PySequence_Fast_GET_SIZE(object fast)
+    bint PyUnicode_CheckExact(PyObject* text)
+    bint PyUnicode_IS_COMPACT_ASCII(PyObject* text)
+    void* PyUnicode_DATA(PyObject* text)
+    Py_ssize_t PyUnicode_GET_LENGTH(PyObject* text)
 
 import numpy as np
 
@@ -23,11 +28,18 @@ cdef extern from "xxh64.h" nogil:
 cdef extern from "scoring.h" nogil:
     enum: TB_LIVE
     enum: TB_LANES
+    enum: TB_BATCH
+    enum: TB_AHEAD
     enum: TB_LOOKUP_BATCH
+    enum: TB_ID_INLINE
+    enum: TB_CACHE_LINE
     enum: TB_LEVELS_MAX
     enum: TB_AFFINITIES_MAX
     const uint32_t TB_UNKNOWN
-    ctypedef struct tb_item_row:
+    ctypedef union tb_item_id_bytes:
+        char* bytes "bytes"
+        uint64_t offset
+    ctypedef struct tb_item:
         double count
         uint16_t flags
         int16_t exponent
@@ -36,6 +48,14 @@ cdef extern from "scoring.h" nogil:
         uint32_t end_s
         uint32_t seen
         uint32_t excluded
+        uint64_t id_length
+        tb_item_id_bytes id "id"
+    ctypedef struct tb_items:
+        unsigned char* block
+        size_t stride
+        size_t width
+        uint32_t count
+        const char* arena
     const size_t TB_HUGE_PAGE
     ctypedef struct tb_id_slot:
         uint32_t number
@@ -63,26 +83,23 @@ cdef extern from "scoring.h" nogil:
         double uniform
         double share
         size_t level_count
-        tb_level* levels
+        tb_level levels[8]
         const float* together
         double together_scale
         double together_support
         double together_strength
         double together_exponent
         size_t affinity_count
-        tb_affinity* affinities
+        tb_affinity affinities[8]
         const float* vector
-        const int16_t* embeddings
-        size_t width
-    ctypedef struct tb_score_parts:
-        double base
-        double in_context
-        double together_share
-        double blended
-        double affinity_lift
-        int32_t affinity_index
-        double vector_lift
-        double score
+    ctypedef struct tb_scores:
+        double* base
+        double* in_context
+        double* together_share
+        double* affinity_lift
+        double* vector_lift
+        double* score
+        int32_t* affinity_index
     ctypedef struct tb_rules:
         uint32_t now_s
         uint32_t generation
@@ -91,13 +108,8 @@ cdef extern from "scoring.h" nogil:
     ctypedef struct tb_ranked:
         float score
         uint32_t item
-    ctypedef struct tb_id_span:
-        uint64_t offset
-        uint64_t length
-    ctypedef struct tb_ids:
-        const char* arena
-        const tb_id_span* spans
     ctypedef struct tb_ranking:
+        size_t kept
         size_t candidate_count
         size_t excluded_count
         size_t eligible_count
@@ -105,25 +117,33 @@ cdef extern from "scoring.h" nogil:
         double estimate_sum
     void tb_advise_huge(void* block, size_t bytes_)
     void tb_prefetch(const void* place)
-    tb_id_slot tb_id_slot_of(uint64_t hash_, uint32_t number, const char* id_, uint32_t length, uint64_t offset)
-    void tb_id_insert(tb_id_slot* slots, uint64_t slot_mask, tb_id_slot fresh)
-    size_t tb_id_find_batch(const tb_id_slot* slots, uint64_t slot_mask, const char* arena, const char** ids,
+    tb_item* tb_item_at(const tb_items* items, uint32_t number)
+    int16_t* tb_item_embedding(tb_item* item)
+    const char* tb_item_id(const tb_items* items, const tb_item* item)
+    void tb_id_insert(tb_id_slot* slots, uint64_t slot_mask, uint64_t hash_, uint32_t number)
+    size_t tb_id_find_batch(const tb_id_slot* slots, uint64_t slot_mask, const tb_items* items, const char** ids,
                             const size_t* lengths, size_t count, uint32_t* numbers)
     double tb_level_count(const tb_level* level, uint32_t item)
     int tb_cell_set(tb_cell_slot* slots, uint64_t slot_mask, uint32_t item, double count)
-    uint32_t tb_reason_code(const tb_score_parts* parts, double uniform, double notable)
+    uint32_t tb_reason_code(const tb_scores* scores, size_t i, double uniform, double notable)
     double tb_signed_log1p(double x)
     int16_t tb_quantise(const float* values, size_t count, int16_t* mantissas)
-    tb_score_parts tb_score(const tb_evidence* evidence, const tb_item_row* rows, uint32_t item)
-    double tb_together_scale(const tb_evidence* evidence, const tb_item_row* rows, uint32_t item_count,
-                             const uint32_t* touched, size_t touched_count)
-    tb_ranking tb_rank(const tb_evidence* evidence, const tb_rules* rules, const tb_ids* ids, tb_item_row* rows,
-                       uint32_t item_count, const uint32_t* candidates, size_t count, size_t k, tb_ranked* heap, size_t* kept)
+    void tb_score(const tb_evidence* evidence, const tb_items* items, const uint32_t* numbers, size_t count, tb_scores* scores)
+    double tb_together_scale(const tb_evidence* evidence, const tb_items* items, const uint32_t* touched, size_t touched_count)
+    void tb_rank(const tb_evidence* evidence, const tb_rules* rules, const tb_items* items, const uint32_t* candidates,
+                 size_t count, size_t k, tb_ranked* heap, tb_ranking* ranking)
+
+cdef extern from "history.h" nogil:
+    ctypedef struct tb_entry:
+        uint32_t item
+        uint32_t time_s
+    int64_t tb_chunk_entries(size_t bytes_)
+    tb_entry tb_chunk_entry(const char* chunk, int64_t i)
 
 UNKNOWN_ITEM = 0xFFFFFFFF
 cdef uint32_t ITEM_NUMBERS_MAX = 0xFFFFFFFE
 cdef size_t DENSE_FROM = 1024
-cdef Py_ssize_t AHEAD = 16  # ids whose objects are fetched while earlier ones are read
+cdef size_t RELEASED_FROM = 4096  # candidates from which other threads may run meanwhile
 cdef const char* NOT_TEXT = b"\xff"  # stands for an id that is no text, which no item has
 
 
@@ -138,6 +158,25 @@ cdef void* _grown(void* old, size_t old_bytes, size_t new_bytes) except NULL:
     memset(<char*>fresh + old_bytes, 0, new_bytes - old_bytes)
     free(old)
     return fresh
+
+
+cdef inline const char* _utf8(PyObject* text, size_t* length) except NULL:
+    """Return the bytes of a text and their number; they live as long as the text."""
+    if PyUnicode_CheckExact(text) and PyUnicode_IS_COMPACT_ASCII(text):
+        length[0] = PyUnicode_GET_LENGTH(text)
+        return <const char*>PyUnicode_DATA(text)
+    return _utf8_of_any(<object>text, length)
+
+
+cdef const char* _utf8_of_any(str text, size_t* length) except NULL:
+    cdef Py_ssize_t size = 0
+    try:
+        found = PyUnicode_AsUTF8AndSize(text, &size)
+    except UnicodeEncodeError:  # a lone surrogate
+        length[0] = 1
+        return NOT_TEXT
+    length[0] = size
+    return found
 
 
 cdef double _checked(double value, str what) except? -1.0:
@@ -260,59 +299,88 @@ cdef class CellTable:
         return items_out[order], counts_out[order]
 
 
-cdef class ItemTable:
-    """Everything a decision reads of the catalogue, by dense item number.
+cdef class Prior:
+    """What popularity says of every item before anything is known of the person: the evidence of one moment and one context.
 
-    `attribute_count` symbol columns and an embedding of `dimension` 16-bit numbers per item, rows padded to 16 lanes. Each ranking
-    marks its candidates with the next `generation`, which comes round after 2^32 - 1 of them.
+    `scale` turns landmark-scaled counts into counts at that moment, `total` is their sum over all contexts at it,
+    `uniform_strength` how much evidence the uniform prior is worth; `levels` are (CellTable, total, strength), coarse to fine.
+    Made afresh whenever a cell changes. Raises ValueError for what is negative or not finite, or a strength of 0.
     """
 
-    cdef readonly uint32_t count
+    cdef tb_evidence evidence
+    cdef tuple levels
+
+    def __cinit__(self, double scale=1.0, double total=0.0, double uniform_strength=1.0, tuple levels=()):
+        cdef CellTable cell
+        if len(levels) > TB_LEVELS_MAX:
+            raise ValueError(f"expected at most {TB_LEVELS_MAX} levels, got {len(levels)}")
+        self.levels = levels
+        memset(&self.evidence, 0, sizeof(self.evidence))
+        self.evidence.scale, self.evidence.total = _checked(scale, "scale"), _checked(total, "total")
+        self.evidence.uniform_strength = _above_zero(uniform_strength, "uniform_strength")
+        self.evidence.share = 1.0 / (total + uniform_strength)
+        self.evidence.level_count = len(levels)
+        for i, (table, cell_total, cell_strength) in enumerate(levels):
+            if table is None:
+                raise TypeError(f"expected a CellTable in levels[{i}], got None")
+            cell = table
+            self.evidence.levels[i] = cell.level(
+                _checked(cell_total, "totals of levels"), _above_zero(cell_strength, "strengths of levels")
+            )
+
+
+cdef class ItemTable:
+    """Everything a decision reads of the catalogue, by dense item number, and the ranking over it.
+
+    `attribute_count` symbol columns, and an embedding of `dimension` 16-bit numbers behind each item, padded to 16 lanes.
+    Marks on items tell what a ranking excludes and has met: `begin` takes all of them off, by going on to the next
+    `generation`, which comes round after 2^32 - 1 of them.
+    """
+
     cdef readonly Py_ssize_t attribute_count
     cdef readonly Py_ssize_t dimension
+    cdef readonly uint32_t live_count
+    cdef tb_items items
     cdef uint32_t capacity
     cdef uint32_t generation
-    cdef size_t width
-    cdef tb_item_row* rows
     cdef tb_id_slot* slots
     cdef uint64_t slot_mask
     cdef char* arena
     cdef size_t arena_used
     cdef size_t arena_bytes
-    cdef tb_id_span* spans
     cdef uint64_t* symbols
-    cdef int16_t* embeddings
     cdef float* vector  # of the ranking under way, padded
-    cdef readonly uint32_t live_count
 
-    def __cinit__(self, Py_ssize_t attribute_count, Py_ssize_t dimension, *, uint32_t generation=0):
+    def __cinit__(self, Py_ssize_t attribute_count, Py_ssize_t dimension, *, uint32_t generation=1):
+        cdef size_t line = TB_CACHE_LINE
         if attribute_count < 0 or attribute_count > 64 or dimension < 0 or dimension > 4096:
             raise ValueError(f"expected 0..64 attributes and 0..4096 dimensions, got {attribute_count} and {dimension}")
         self.attribute_count, self.dimension, self.generation = attribute_count, dimension, generation
-        self.width = (dimension + TB_LANES - 1) // TB_LANES * TB_LANES
-        self.vector = <float*>_grown(NULL, 0, max(<size_t>1, self.width) * sizeof(float))
+        self.items.width = (dimension + TB_LANES - 1) // TB_LANES * TB_LANES
+        self.items.stride = sizeof(tb_item) + (self.items.width * sizeof(int16_t) + line - 1) // line * line
+        self.vector = <float*>_grown(NULL, 0, max(<size_t>1, self.items.width) * sizeof(float))
         self._reserve(1024)
         self._rehash(4096)
-        self.arena_bytes = 65536
-        self.arena = <char*>_grown(NULL, 0, self.arena_bytes)
+        self.arena_bytes = 4096
+        self.items.arena = self.arena = <char*>_grown(NULL, 0, self.arena_bytes)
 
     def __dealloc__(self):
-        free(self.rows)
+        free(self.items.block)
         free(self.slots)
         free(self.arena)
-        free(self.spans)
         free(self.symbols)
-        free(self.embeddings)
         free(self.vector)
+
+    @property
+    def count(self):
+        """How many items have a number."""
+        return self.items.count
 
     cdef int _reserve(self, uint32_t capacity) except -1:
         cdef size_t old = self.capacity, new = capacity
         cdef Py_ssize_t a
         cdef uint64_t* columns
-        self.rows = <tb_item_row*>_grown(self.rows, old * sizeof(tb_item_row), new * sizeof(tb_item_row))
-        self.spans = <tb_id_span*>_grown(self.spans, old * sizeof(tb_id_span), new * sizeof(tb_id_span))
-        if self.width:
-            self.embeddings = <int16_t*>_grown(self.embeddings, old * self.width * 2, new * self.width * 2)
+        self.items.block = <unsigned char*>_grown(self.items.block, old * self.items.stride, new * self.items.stride)
         if self.attribute_count:
             columns = <uint64_t*>_grown(NULL, 0, new * 8 * self.attribute_count)
             for a in range(self.attribute_count):
@@ -324,40 +392,49 @@ cdef class ItemTable:
         return 0
 
     cdef int _rehash(self, size_t slot_count) except -1:
-        cdef tb_id_slot* old = self.slots
-        cdef size_t old_count = self.slot_mask + 1 if old != NULL else 0, i
-        self.slots = <tb_id_slot*>_grown(NULL, 0, slot_count * sizeof(tb_id_slot))
-        self.slot_mask = slot_count - 1
+        cdef tb_id_slot* slots
+        cdef size_t i
+        cdef uint32_t number
+        cdef tb_item* item
+        slots = <tb_id_slot*>_grown(NULL, 0, slot_count * sizeof(tb_id_slot))
+        free(self.slots)
+        self.slots, self.slot_mask = slots, slot_count - 1
         for i in range(slot_count):
             self.slots[i].number = TB_UNKNOWN
-        for i in range(old_count):
-            if old[i].number != TB_UNKNOWN:
-                tb_id_insert(self.slots, self.slot_mask, old[i])
-        free(old)
+        for number in range(self.items.count):
+            item = tb_item_at(&self.items, number)
+            tb_id_insert(self.slots, self.slot_mask, tb_xxh64(tb_item_id(&self.items, item), item.id_length, 0), number)
         return 0
 
     cdef int _name(self, uint32_t number, str item_id) except -1:
+        """Give an item its id, or check that it is the one it has."""
         cdef Py_ssize_t length
         cdef const char* text = PyUnicode_AsUTF8AndSize(item_id, &length)
-        if number > self.count:
-            raise ValueError(f"expected items in the order of their numbers, next {self.count}, got {number}")
-        if number < self.count:
-            if self.id(number) != item_id:
-                raise ValueError(f"expected id {self.id(number)!r} at number {number}, got {item_id!r}; numbers are never reused")
+        cdef uint32_t count = self.items.count
+        cdef tb_item* item
+        if number > count:
+            raise ValueError(f"expected items in the order of their numbers, next {count}, got {number}")
+        if number < count:
+            if self._id(number) != item_id:
+                raise ValueError(f"expected id {self._id(number)!r} at number {number}, got {item_id!r}; numbers are never reused")
             return 0
         if number == self.capacity:
             self._reserve(2 * self.capacity)
         if 2 * <size_t>(number + 1) > self.slot_mask + 1:
             self._rehash(2 * (self.slot_mask + 1))
-        if self.arena_used + length > self.arena_bytes:
-            self.arena = <char*>_grown(self.arena, self.arena_used, 2 * self.arena_bytes + length)
-            self.arena_bytes = 2 * self.arena_bytes + length
-        memcpy(self.arena + self.arena_used, text, length)
-        tb_id_insert(self.slots, self.slot_mask,
-                     tb_id_slot_of(tb_xxh64(text, length, 0), number, text, length, self.arena_used))
-        self.spans[number].offset, self.spans[number].length = self.arena_used, length
-        self.arena_used += length
-        self.count = number + 1
+        item = tb_item_at(&self.items, number)
+        item.id_length = length
+        if length <= TB_ID_INLINE:
+            memcpy(item.id.bytes, text, length)
+        else:
+            if self.arena_used + length > self.arena_bytes:
+                self.arena = <char*>_grown(self.arena, self.arena_used, 2 * self.arena_bytes + length)
+                self.items.arena, self.arena_bytes = self.arena, 2 * self.arena_bytes + length
+            memcpy(self.arena + self.arena_used, text, length)
+            item.id.offset = self.arena_used
+            self.arena_used += length
+        tb_id_insert(self.slots, self.slot_mask, tb_xxh64(text, length, 0), number)
+        self.items.count = number + 1
         return 0
 
     def put(self, uint32_t number, str item_id not None, bint live, int32_t stock, uint32_t start_s, uint32_t end_s,
@@ -367,7 +444,7 @@ cdef class ItemTable:
         Embedding values are kept to 2^-15 of the item's largest.
         """
         cdef Py_ssize_t a, f
-        cdef tb_item_row* row
+        cdef tb_item* row
         if len(symbols) != self.attribute_count:
             raise ValueError(f"expected {self.attribute_count} symbols, got {len(symbols)}, for item {item_id!r}")
         if embedding is not None and embedding.shape[0] != self.dimension:
@@ -377,7 +454,7 @@ cdef class ItemTable:
                 if not isfinite(embedding[f]):
                     raise ValueError(f"expected finite embedding values, got {embedding[f]} at {f}, for item {item_id!r}")
         self._name(number, item_id)
-        row = &self.rows[number]
+        row = tb_item_at(&self.items, number)
         self.live_count += <int>live - <int>(row.flags & TB_LIVE)
         row.flags = TB_LIVE if live else 0
         row.stock, row.start_s, row.end_s = stock, start_s, end_s
@@ -386,43 +463,45 @@ cdef class ItemTable:
         if self.dimension == 0:
             return
         if embedding is not None:
-            row.exponent = tb_quantise(&embedding[0], self.dimension, self.embeddings + number * self.width)
+            row.exponent = tb_quantise(&embedding[0], self.dimension, tb_item_embedding(row))
         else:
-            memset(self.embeddings + number * self.width, 0, self.width * sizeof(int16_t))
+            memset(tb_item_embedding(row), 0, self.items.width * sizeof(int16_t))
 
     def id(self, uint32_t number):
         """Return an item's id."""
-        if number >= self.count:
-            raise IndexError(f"expected an item number below {self.count}, got {number}")
+        self._check(number)
         return self._id(number)
 
     cdef str _id(self, uint32_t number):
-        cdef tb_id_span* span = &self.spans[number]
-        return PyUnicode_DecodeUTF8(self.arena + span.offset, span.length, NULL)
+        cdef tb_item* item = tb_item_at(&self.items, number)
+        return PyUnicode_DecodeUTF8(tb_item_id(&self.items, item), item.id_length, NULL)
+
+    cdef int _check(self, uint32_t number) except -1:
+        if number >= self.items.count:
+            raise IndexError(f"expected an item number below {self.items.count}, got {number}")
+        return 0
 
     def lookup(self, ids not None):
         """Return (numbers uint32 in the order of `ids`, how many are unknown); unknown ids are `UNKNOWN_ITEM`."""
         texts = PySequence_Fast(ids, "expected a sequence of ids")
-        cdef PyObject** objects = PySequence_Fast_ITEMS(texts)
-        cdef Py_ssize_t total = PySequence_Fast_GET_SIZE(texts), first, i, batch
-        out = np.empty(total, np.uint32)
+        out = np.empty(PySequence_Fast_GET_SIZE(texts), np.uint32)
         cdef uint32_t[::1] numbers = out
+        return out, self._find(texts, &numbers[0]) if out.size else 0
+
+    cdef Py_ssize_t _find(self, texts, uint32_t* numbers) except -1:
+        """Look a list or tuple of ids up; return how many are unknown."""
+        cdef PyObject** objects = PySequence_Fast_ITEMS(texts)
+        cdef Py_ssize_t total = PySequence_Fast_GET_SIZE(texts), unknown = 0, first, count, i
         cdef const char* pointers[TB_LOOKUP_BATCH]
         cdef size_t lengths[TB_LOOKUP_BATCH]
-        cdef Py_ssize_t length
-        cdef size_t unknown = 0
         for first in range(0, total, TB_LOOKUP_BATCH):
-            batch = min(total - first, <Py_ssize_t>TB_LOOKUP_BATCH)
-            for i in range(batch):
-                if first + i + AHEAD < total:
-                    tb_prefetch(objects[first + i + AHEAD])
-                try:
-                    pointers[i] = PyUnicode_AsUTF8AndSize(<str?><object>objects[first + i], &length)
-                except UnicodeEncodeError:  # a lone surrogate
-                    pointers[i], length = NOT_TEXT, 1
-                lengths[i] = length
-            unknown += tb_id_find_batch(self.slots, self.slot_mask, self.arena, pointers, lengths, batch, &numbers[first])
-        return out, unknown
+            count = min(total - first, <Py_ssize_t>TB_LOOKUP_BATCH)
+            for i in range(count):
+                if first + i + TB_AHEAD < total:
+                    tb_prefetch(objects[first + i + TB_AHEAD])
+                pointers[i] = _utf8(objects[first + i], &lengths[i])
+            unknown += tb_id_find_batch(self.slots, self.slot_mask, &self.items, pointers, lengths, count, numbers + first)
+        return unknown
 
     def set_counts(self, const uint32_t[::1] items not None, const double[::1] counts not None):
         """Set the landmark-scaled counts over all contexts."""
@@ -430,172 +509,226 @@ cdef class ItemTable:
         if items.shape[0] != counts.shape[0]:
             raise ValueError(f"expected as many counts as items = {items.shape[0]}, got {counts.shape[0]}")
         for i in range(items.shape[0]):
-            if items[i] >= self.count:
-                raise IndexError(f"expected item numbers below {self.count}, got {items[i]} at {i}")
-            self.rows[items[i]].count = _checked(counts[i], "counts")
+            if items[i] >= self.items.count:
+                raise IndexError(f"expected item numbers below {self.items.count}, got {items[i]} at {i}")
+            tb_item_at(&self.items, items[i]).count = _checked(counts[i], "counts")
 
     def counts(self):
         """Return the landmark-scaled counts over all contexts, float64[count]."""
-        out = np.empty(self.count, np.float64)
+        out = np.empty(self.items.count, np.float64)
         cdef double[::1] counts = out
         cdef uint32_t i
-        for i in range(self.count):
-            counts[i] = self.rows[i].count
+        for i in range(self.items.count):
+            counts[i] = tb_item_at(&self.items, i).count
         return out
 
     def live(self):
         """Return which items are in the catalogue, uint8[count]."""
-        out = np.empty(self.count, np.uint8)
+        out = np.empty(self.items.count, np.uint8)
         cdef uint8_t[::1] flags = out
         cdef uint32_t i
-        for i in range(self.count):
-            flags[i] = self.rows[i].flags & TB_LIVE
+        for i in range(self.items.count):
+            flags[i] = tb_item_at(&self.items, i).flags & TB_LIVE
         return out
 
     def attribute(self, Py_ssize_t index):
         """Return a copy of one symbol column, uint64[count]."""
         if not 0 <= index < self.attribute_count:
             raise IndexError(f"expected an attribute index below {self.attribute_count}, got {index}")
-        out = np.zeros(self.count, np.uint64)
+        out = np.zeros(self.items.count, np.uint64)
         cdef uint64_t[::1] column = out
-        if self.count:
-            memcpy(&column[0], self.symbols + index * <size_t>self.capacity, self.count * 8)
+        if self.items.count:
+            memcpy(&column[0], self.symbols + index * <size_t>self.capacity, self.items.count * 8)
         return out
 
     def symbol(self, Py_ssize_t attribute, uint32_t number):
         """Return the symbol of one item in one attribute column, 0 for none."""
-        if not 0 <= attribute < self.attribute_count or number >= self.count:
-            raise IndexError(f"expected an attribute below {self.attribute_count} and an item below {self.count}, "
+        if not 0 <= attribute < self.attribute_count or number >= self.items.count:
+            raise IndexError(f"expected an attribute below {self.attribute_count} and an item below {self.items.count}, "
                              f"got {attribute} and {number}")
         return self.symbols[attribute * <size_t>self.capacity + number]
 
-    def rank(self, const uint32_t[::1] candidates, Py_ssize_t k, uint32_t now_s, *, bint require_stock=True,
-             const uint8_t[::1] allowed=None, const uint32_t[::1] excluded=None, double scale=1.0, double total=0.0,
-             double uniform_strength=1.0, tuple levels=(), const float[::1] together=None, const uint32_t[::1] touched=None,
-             double together_support=0.0, double together_strength=1.0, double together_exponent=0.0,
-             tuple affinities=(), const float[::1] vector=None, bint vector_log=False,
-             double notable=1.1, double[:, ::1] parts=None):
-        """Return (winners, candidate_count, excluded_count, eligible_count), winners best first.
+    # ---- ranking -----------------------------------------------------------------------------------------------------
 
-        `candidates` are item numbers, unknown ones passed over, repeats counted once; None stands for every item. `levels`
-        are (CellTable, total, strength) coarse to fine; `affinities` (attribute index, keys uint64, lifts float64, other
-        lift). `together` are co-occurrence scores per item, zero but for the `touched` items; where these sum to zero they say
-        nothing and are passed over. Values of `vector` that are not finite count as 0; with `vector_log` they enter as
-        sign(x) ln(1 + |x|). A winner is (item, id, score, reason code of what multiplied the score by more than `notable`,
-        index of the affinity with the largest lift above 1 or -1). `parts`, float64[k, 5], takes what each winner's score was
-        made of: estimate over all contexts, after the cells, share brought by co-occurrence, largest affinity lift, vector
-        lift. Raises ValueError for lengths that do
-        not fit, and for counts, totals, strengths and lifts that are negative or not finite.
+    def begin(self):
+        """Forget what earlier rankings excluded and met."""
+        cdef uint32_t i
+        self.generation += 1
+        if self.generation == 0:  # the counter came round
+            for i in range(self.items.count):
+                tb_item_at(&self.items, i).seen = tb_item_at(&self.items, i).excluded = 0
+            self.generation = 1
+
+    def exclude(self, numbers not None):
+        """Keep items out of the rankings until the next `begin`; unknown numbers are passed over."""
+        cdef uint32_t number
+        for number in numbers:
+            if number < self.items.count:
+                tb_item_at(&self.items, number).excluded = self.generation
+
+    def exclude_listed(self, bytes chunk not None, uint32_t since_s):
+        """Exclude the items of a list chunk that are no older than `since_s`, seconds since 1970."""
+        cdef int64_t count = tb_chunk_entries(PyBytes_GET_SIZE(chunk)), i
+        cdef tb_entry entry
+        if count < 0:
+            raise ValueError(f"expected chunks of 8 bytes and 8 an entry, got {len(chunk)} bytes")
+        for i in range(count):
+            entry = tb_chunk_entry(PyBytes_AS_STRING(chunk), i)
+            if entry.time_s >= since_s and entry.item < self.items.count:
+                tb_item_at(&self.items, entry.item).excluded = self.generation
+
+    def rank(self, candidates, Py_ssize_t k, uint32_t now_s, Prior prior not None, *, bint require_stock=True,
+             const uint8_t[::1] allowed=None, tuple together=None, tuple affinities=(), const float[::1] vector=None,
+             bint vector_log=False, double notable=1.1, double[:, ::1] parts=None):
+        """Return (winners, candidate_count, excluded_count, eligible_count, unknown_count), winners best first.
+
+        `candidates` are item ids (a sequence of str), or item numbers (uint32), unknown ones passed over, or None for every
+        item; one that was met since `begin` is not met again. `affinities` are (attribute index, keys uint64, lifts float64,
+        other lift). `together` is (co-occurrence scores float32 per item, the items uint32 where they are not zero, support,
+        strength of the parent, popularity exponent); where the scores sum to zero they say nothing and are passed over. Values
+        of `vector` that are not finite count as 0; with `vector_log` they enter as sign(x) ln(1 + |x|).
+
+        A winner is (item, id, score, reason code of what multiplied the score by more than `notable`, index of the affinity
+        with the largest lift above 1 or -1). `parts`, float64[k, 5], takes what each winner's score was made of: estimate over
+        all contexts, after the cells, share brought by co-occurrence, largest affinity lift, vector lift. Raises ValueError
+        for lengths that do not fit, and for strengths and lifts that are negative or not finite.
         """
-        cdef tb_evidence evidence
-        cdef tb_level level_array[TB_LEVELS_MAX]
-        cdef tb_affinity affinity_array[TB_AFFINITIES_MAX]
+        cdef tb_evidence evidence = prior.evidence
         cdef tb_rules rules
-        cdef tb_ids ids
         cdef tb_ranking ranking
-        cdef tb_score_parts made_of
-        cdef size_t i, j, kept = 0, count
-        cdef CellTable cell
-        cdef const uint64_t[::1] keys
-        cdef const double[::1] lifts
-        cdef const uint32_t* candidate_pointer = NULL
-        cdef tb_ranked* heap
-        cdef double normaliser
+        cdef tb_ranked few[TB_BATCH]
+        cdef tb_ranked* heap = few
+        cdef const uint32_t[::1] numbers
+        cdef size_t unknown = 0
         if parts is not None and (parts.shape[0] < k or parts.shape[1] != 5):
             raise ValueError(f"expected `parts` of {k} rows of 5, got {parts.shape[0]} of {parts.shape[1]}")
         if k < 1 or k > 65536:
             raise ValueError(f"expected k from 1 to 65536, got {k}")
-        if len(levels) > TB_LEVELS_MAX or len(affinities) > TB_AFFINITIES_MAX:
-            raise ValueError(f"expected at most {TB_LEVELS_MAX} levels and {TB_AFFINITIES_MAX} affinities, "
-                             f"got {len(levels)} and {len(affinities)}")
-        if allowed is not None and allowed.shape[0] < self.count:
-            raise ValueError(f"expected `allowed` for {self.count} items, got {allowed.shape[0]}")
-        if together is not None and together.shape[0] < self.count:
-            raise ValueError(f"expected co-occurrence scores for {self.count} items, got {together.shape[0]}")
-        if vector is not None and (vector.shape[0] != self.dimension or self.dimension == 0):
-            raise ValueError(f"expected a vector of {self.dimension} values, got {vector.shape[0]}")
-        evidence.scale, evidence.total = _checked(scale, "scale"), _checked(total, "total")
-        evidence.uniform_strength = _above_zero(uniform_strength, "uniform_strength")
+        if allowed is not None and allowed.shape[0] < self.items.count:
+            raise ValueError(f"expected `allowed` for {self.items.count} items, got {allowed.shape[0]}")
         evidence.uniform = 1.0 / max(<uint32_t>1, self.live_count)
-        evidence.share = 1.0 / (evidence.total + evidence.uniform_strength)
-        for i in range(<size_t>len(levels)):
-            cell, cell_total, cell_strength = levels[i]
-            if cell is None:
-                raise TypeError(f"expected a CellTable in levels[{i}], got None")
-            level_array[i] = cell.level(_checked(cell_total, "totals of levels"), _above_zero(cell_strength, "strengths of levels"))
-        views = []
-        for i in range(<size_t>len(affinities)):
-            attribute, keys, lifts, other_lift = affinities[i]
-            if keys is None or lifts is None:
-                raise TypeError(f"expected keys and lifts in affinities[{i}], got None")
-            if keys.shape[0] != lifts.shape[0] or not 0 <= attribute < self.attribute_count:
-                raise ValueError(f"expected one lift per key and an attribute index below {self.attribute_count}, "
-                                 f"got {keys.shape[0]} keys, {lifts.shape[0]} lifts, attribute {attribute}")
-            for j in range(<size_t>lifts.shape[0]):
-                _checked(lifts[j], "lifts")
-            affinity_array[i].other_lift = _checked(other_lift, "lifts")
-            affinity_array[i].symbols = self.symbols + <size_t>attribute * self.capacity
-            affinity_array[i].key_count = keys.shape[0]
-            affinity_array[i].keys = &keys[0] if keys.shape[0] else NULL
-            affinity_array[i].lifts = &lifts[0] if keys.shape[0] else NULL
-            views.append((keys, lifts))
-        evidence.level_count, evidence.affinity_count = len(levels), len(affinities)
-        memcpy(<void*>evidence.levels, level_array, sizeof(level_array))
-        memcpy(<void*>evidence.affinities, affinity_array, sizeof(affinity_array))
-        evidence.together = &together[0] if together is not None and together.shape[0] else NULL
-        evidence.together_scale, evidence.together_support = 0.0, _checked(together_support, "together_support")
-        evidence.together_strength = _above_zero(together_strength, "together_strength")
-        evidence.together_exponent = _checked(together_exponent, "together_exponent")
-        evidence.vector, evidence.embeddings, evidence.width = NULL, self.embeddings, self.width
+        if together is not None:
+            scores, touched, support, strength, exponent = together
+            self._add_together(&evidence, scores, touched, support, strength, exponent)
+        held = []  # what must live as long as the ranking
+        for attribute, keys, lifts, other_lift in affinities:
+            held.append(self._add_affinity(&evidence, attribute, keys, lifts, other_lift))
         if vector is not None:
-            for i in range(<size_t>self.dimension):
-                if not isfinite(vector[i]):
-                    self.vector[i] = 0.0
-                else:
-                    self.vector[i] = <float>tb_signed_log1p(vector[i]) if vector_log else vector[i]
-            evidence.vector = self.vector
-        self.generation += 1
-        if self.generation == 0:  # the counter came round: forget the old marks
-            for i in range(self.count):
-                self.rows[i].seen = 0
-                self.rows[i].excluded = 0
-            self.generation = 1
-        if excluded is not None:
-            for i in range(<size_t>excluded.shape[0]):
-                if excluded[i] < self.count:
-                    self.rows[excluded[i]].excluded = self.generation
+            self._set_vector(&evidence, vector, vector_log)
         rules.now_s, rules.generation, rules.require_stock = now_s, self.generation, require_stock
         rules.allowed = &allowed[0] if allowed is not None and allowed.shape[0] else NULL
-        ids.arena, ids.spans = self.arena, self.spans
-        count = self.count
-        cdef uint32_t none = 0
-        if candidates is not None:
-            count = candidates.shape[0]
-            candidate_pointer = &candidates[0] if count else &none
-        cdef size_t touched_count = touched.shape[0] if touched is not None else 0
-        cdef const uint32_t* touched_pointer = &touched[0] if touched_count else NULL
-        heap = <tb_ranked*>_grown(NULL, 0, k * sizeof(tb_ranked))
+        memset(&ranking, 0, sizeof(ranking))
+        if k > TB_BATCH:
+            heap = <tb_ranked*>_grown(NULL, 0, k * sizeof(tb_ranked))
         try:
-            with nogil:
-                if evidence.together != NULL:
-                    evidence.together_scale = tb_together_scale(&evidence, self.rows, self.count, touched_pointer, touched_count)
-                    if evidence.together_scale == 0.0:
-                        evidence.together = NULL
-                ranking = tb_rank(&evidence, &rules, &ids, self.rows, self.count, candidate_pointer, count, k, heap, &kept)
-            normaliser = ranking.estimate_sum / ranking.score_sum if ranking.score_sum > 0.0 else 1.0
-            for i in range(kept):
-                tb_prefetch(&self.spans[heap[i].item])
-            for i in range(kept):
-                tb_prefetch(self.arena + self.spans[heap[i].item].offset)
-            winners = []
-            for i in range(kept):
-                made_of = tb_score(&evidence, self.rows, heap[i].item)
-                winners.append((heap[i].item, self._id(heap[i].item), <float>(made_of.score * normaliser),
-                                tb_reason_code(&made_of, evidence.uniform, notable), made_of.affinity_index))
-                if parts is not None:
-                    parts[i, 0], parts[i, 1] = made_of.base, made_of.in_context
-                    parts[i, 2], parts[i, 3] = made_of.together_share, made_of.affinity_lift
-                    parts[i, 4] = made_of.vector_lift
+            if candidates is None:
+                self._rank(&evidence, &rules, NULL, self.items.count, k, heap, &ranking)
+            elif isinstance(candidates, np.ndarray):
+                numbers = candidates
+                if numbers.shape[0]:
+                    self._rank(&evidence, &rules, &numbers[0], numbers.shape[0], k, heap, &ranking)
+            else:
+                unknown = self._rank_ids(&evidence, &rules, candidates, k, heap, &ranking)
+            winners = self._winners(&evidence, heap, ranking.kept, ranking.estimate_sum, ranking.score_sum, notable, parts)
         finally:
-            free(heap)
-        return winners, ranking.candidate_count, ranking.excluded_count, ranking.eligible_count
+            if heap != few:
+                free(heap)
+        return winners, ranking.candidate_count, ranking.excluded_count, ranking.eligible_count, unknown
+
+    cdef void _rank(self, const tb_evidence* evidence, const tb_rules* rules, const uint32_t* numbers, size_t count, size_t k,
+                    tb_ranked* heap, tb_ranking* ranking) noexcept:
+        if count > RELEASED_FROM:
+            with nogil:
+                tb_rank(evidence, rules, &self.items, numbers, count, k, heap, ranking)
+        else:
+            tb_rank(evidence, rules, &self.items, numbers, count, k, heap, ranking)
+
+    cdef Py_ssize_t _rank_ids(self, const tb_evidence* evidence, const tb_rules* rules, ids, size_t k, tb_ranked* heap,
+                              tb_ranking* ranking) except -1:
+        """Rank the items with these ids; return how many are unknown."""
+        cdef uint32_t few[TB_LOOKUP_BATCH]
+        cdef uint32_t* numbers = few
+        texts = PySequence_Fast(ids, "expected a sequence of ids")
+        cdef Py_ssize_t total = PySequence_Fast_GET_SIZE(texts), unknown
+        if total > TB_LOOKUP_BATCH:
+            numbers = <uint32_t*>_grown(NULL, 0, total * sizeof(uint32_t))
+        try:
+            unknown = self._find(texts, numbers)
+            self._rank(evidence, rules, numbers, total, k, heap, ranking)
+        finally:
+            if numbers != few:
+                free(numbers)
+        return unknown
+
+    cdef list _winners(self, const tb_evidence* evidence, const tb_ranked* heap, size_t count, double estimate_sum,
+                       double score_sum, double notable, double[:, ::1] parts):
+        cdef double normaliser = estimate_sum / score_sum if score_sum > 0.0 else 1.0
+        cdef tb_scores scores
+        cdef uint32_t numbers[TB_BATCH]
+        cdef size_t first, batch, i
+        winners = []
+        for first in range(0, count, TB_BATCH):
+            batch = min(count - first, <size_t>TB_BATCH)
+            for i in range(batch):
+                numbers[i] = heap[first + i].item
+            tb_score(evidence, &self.items, numbers, batch, &scores)
+            for i in range(batch):
+                winners.append((numbers[i], self._id(numbers[i]), <float>(scores.score[i] * normaliser),
+                                tb_reason_code(&scores, i, evidence.uniform, notable), scores.affinity_index[i]))
+                if parts is not None:
+                    parts[first + i, 0], parts[first + i, 1] = scores.base[i], scores.in_context[i]
+                    parts[first + i, 2], parts[first + i, 3] = scores.together_share[i], scores.affinity_lift[i]
+                    parts[first + i, 4] = scores.vector_lift[i]
+        return winners
+
+    cdef int _add_together(self, tb_evidence* evidence, const float[::1] scores, const uint32_t[::1] touched, double support,
+                           double strength, double exponent) except -1:
+        cdef double scale
+        if scores.shape[0] < self.items.count:
+            raise ValueError(f"expected co-occurrence scores for {self.items.count} items, got {scores.shape[0]}")
+        evidence.together_support = _checked(support, "support")
+        evidence.together_strength = _above_zero(strength, "strength of the parent")
+        evidence.together_exponent = _checked(exponent, "popularity exponent")
+        if not touched.shape[0] or not scores.shape[0]:
+            return 0
+        evidence.together = &scores[0]
+        scale = tb_together_scale(evidence, &self.items, &touched[0], touched.shape[0])
+        evidence.together_scale = scale
+        if scale == 0.0:
+            evidence.together = NULL
+        return 0
+
+    cdef object _add_affinity(self, tb_evidence* evidence, Py_ssize_t attribute, const uint64_t[::1] keys, const double[::1] lifts,
+                              double other_lift):
+        """Return the arrays the evidence points into."""
+        cdef tb_affinity* affinity
+        cdef Py_ssize_t i
+        if evidence.affinity_count == TB_AFFINITIES_MAX:
+            raise ValueError(f"expected at most {TB_AFFINITIES_MAX} affinities, got more")
+        if keys is None or lifts is None:
+            raise TypeError(f"expected keys and lifts in affinities[{evidence.affinity_count}], got None")
+        if keys.shape[0] != lifts.shape[0] or not 0 <= attribute < self.attribute_count:
+            raise ValueError(f"expected one lift per key and an attribute index below {self.attribute_count}, "
+                             f"got {keys.shape[0]} keys, {lifts.shape[0]} lifts, attribute {attribute}")
+        for i in range(lifts.shape[0]):
+            _checked(lifts[i], "lifts")
+        affinity = &evidence.affinities[evidence.affinity_count]
+        affinity.other_lift = _checked(other_lift, "lifts")
+        affinity.symbols = self.symbols + <size_t>attribute * self.capacity
+        affinity.key_count = keys.shape[0]
+        affinity.keys = &keys[0] if keys.shape[0] else NULL
+        affinity.lifts = &lifts[0] if keys.shape[0] else NULL
+        evidence.affinity_count += 1
+        return keys, lifts
+
+    cdef int _set_vector(self, tb_evidence* evidence, const float[::1] vector, bint logarithmic) except -1:
+        cdef Py_ssize_t i
+        if vector.shape[0] != self.dimension or self.dimension == 0:
+            raise ValueError(f"expected a vector of {self.dimension} values, got {vector.shape[0]}")
+        for i in range(self.dimension):
+            if not isfinite(vector[i]):
+                self.vector[i] = 0.0
+            else:
+                self.vector[i] = <float>tb_signed_log1p(vector[i]) if logarithmic else vector[i]
+        evidence.vector = self.vector
+        return 0

@@ -19,23 +19,20 @@ def chunk_of(entries: list[tuple[int, int]]) -> bytes:
     return bytes(history.CHUNK_HEADER_BYTES) + b"".join(struct.pack("<II", *entry) for entry in entries)
 
 
-@given(lists=st.lists(st.tuples(ENTRIES, U32), max_size=4))
-def test_chunks_give_their_entries_in_order_and_none_older_than_asked(
-    lists: list[tuple[list[tuple[int, int]], int]],
+@given(entries=ENTRIES, since_s=U32)
+def test_a_chunk_gives_its_entries_in_order_and_none_older_than_asked(
+    entries: list[tuple[int, int]], since_s: int
 ) -> None:
-    expected = [(item, time_s) for entries, since_s in lists for item, time_s in entries if time_s >= since_s]
-    chunks = [(chunk_of(entries), since_s) for entries, since_s in lists]
-    items, times = history.read_chunks(chunks)
+    expected = [(item, time_s) for item, time_s in entries if time_s >= since_s]
+    items, times = history.read_chunk(chunk_of(entries), since_s)
     assert items.tolist() == [item for item, _ in expected]
     assert times.tolist() == [1000 * time_s for _, time_s in expected]
-    assert history.read_items(chunks).tolist() == items.tolist()
 
 
 @pytest.mark.parametrize("size", [0, 7, 9, 23])
 def test_a_chunk_of_another_size_is_refused(size: int) -> None:
-    for read in (history.read_chunks, history.read_items):
-        with pytest.raises(ValueError, match=f"expected chunks of 8 bytes and 8 an entry, got {size} bytes"):
-            read([(bytes(size), 0)])
+    with pytest.raises(ValueError, match=f"expected chunks of 8 bytes and 8 an entry, got {size} bytes"):
+        history.read_chunk(bytes(size), 0)
 
 
 def test_each_item_stands_once_at_its_newest_mention_newest_first() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tailorbird.native import hashing, reference
+from tailorbird.native.history import CHUNK_HEADER_BYTES
 from tailorbird.native.reference import ScoredItem
-from tailorbird.native.scoring import UNKNOWN_ITEM, CellTable, ItemTable
+from tailorbird.native.scoring import UNKNOWN_ITEM, CellTable, ItemTable, Prior
 
 SEED = 20_261_124
 NOW_S = 1_000_000
@@ -52,10 +54,34 @@ def shelf(count: int) -> list[ScoredItem]:
     return [ScoredItem(string.ascii_lowercase[n], count=float(count - n)) for n in range(count)]
 
 
-def ranked(table: ItemTable, candidates: npt.NDArray[np.uint32] | None, k: int, now_s: int, **named: Any) -> Any:
+def ranked(
+    table: ItemTable,
+    candidates: npt.NDArray[np.uint32] | Sequence[str] | None,
+    k: int,
+    now_s: int,
+    *,
+    excluded: Iterable[int] = (),
+    together: npt.NDArray[np.float32] | None = None,
+    touched: npt.NDArray[np.uint32] | None = None,
+    **named: Any,
+) -> Any:
     """Return what the twin does: (item, score, what it was made of, reason code) of each winner, and the counts."""
     parts = np.full((max(1, k), 5), np.nan)
-    winners, *counts = table.rank(candidates, k, now_s, parts=parts, **named)
+    prior = Prior(
+        **{name: named.pop(name) for name in ("scale", "total", "uniform_strength", "levels") if name in named}
+    )
+    strengths = [
+        named.pop(f"together_{name}", usual) for name, usual in (("support", 0.0), ("strength", 1.0), ("exponent", 0.0))
+    ]
+    if together is not None:
+        named["together"] = together, touched if touched is not None else u32(), *strengths
+    table.begin()
+    table.exclude(excluded)
+    winners, *counts, unknown = table.rank(candidates, k, now_s, prior, parts=parts, **named)
+    if candidates is None or isinstance(candidates, np.ndarray):
+        assert unknown == 0
+    else:
+        assert unknown == table.lookup(candidates)[1]
     for number, item_id, *_ in winners:
         assert item_id == table.id(number)
     whole = [
@@ -344,7 +370,6 @@ def test_rank_equals_its_twin_bit_for_bit(
         for item, score in together.items():
             native["together"][item] = score
     native["allowed"] = None if asked["allowed"] is None else np.array(asked["allowed"], np.uint8)
-    native["excluded"] = u32(*asked["excluded"])
     native["levels"] = tuple((cell_of(counts), total, strength) for counts, total, strength in asked["levels"])
     native["affinities"] = tuple(
         (attribute, np.array([*lifts], np.uint64), f64(*lifts.values()), other)
@@ -357,6 +382,9 @@ def test_rank_equals_its_twin_bit_for_bit(
     assert all(score >= 0.0 for _, score, *_ in found[0])
     again = ranked(table, None if candidates is None else u32(*candidates), k, NOW_S, **native)
     assert again == found
+    if candidates is not None:
+        ids = [items[number].id if number < len(items) else "nobody's" for number in candidates]
+        assert ranked(table, ids, k, NOW_S, **native) == found
 
 
 def test_equal_scores_stand_in_the_order_of_their_id_bytes() -> None:
@@ -385,6 +413,48 @@ def test_the_marks_of_candidates_survive_the_end_of_their_counter() -> None:
     for _ in range(6):  # the counter comes round in between
         winners, candidate_count, excluded_count, _ = ranked(table, u32(0, 1, 1, 2), 4, NOW_S, excluded=u32(1))
         assert (order(winners), candidate_count, excluded_count) == ([0, 2], 3, 1)
+
+
+def test_a_further_ranking_meets_nothing_again_and_keeps_what_is_excluded() -> None:
+    table = table_of(shelf(5))
+    table.begin()
+    table.exclude([0])
+    first, *counts = table.rank(["b", "a", "b"], 3, NOW_S, Prior())
+    assert ([winner[1] for winner in first], counts) == (["b"], [2, 1, 1, 0])
+    second, *counts = table.rank(u32(0, 1, 2), 3, NOW_S, Prior())
+    assert ([winner[1] for winner in second], counts) == (["c"], [1, 0, 1, 0])
+    table.begin()
+    assert [winner[1] for winner in table.rank(None, 2, NOW_S, Prior())[0]] == ["a", "b"]
+
+
+@given(
+    entries=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=6),
+    since_s=st.integers(0, 9),
+)
+def test_a_list_chunk_excludes_what_is_new_enough(entries: list[tuple[int, int]], since_s: int) -> None:
+    table = table_of(shelf(8))
+    table.begin()
+    table.exclude_listed(bytes(CHUNK_HEADER_BYTES) + b"".join(struct.pack("<II", *entry) for entry in entries), since_s)
+    left = {winner[0] for winner in table.rank(None, 8, NOW_S, Prior())[0]}
+    assert left == set(range(8)) - {item for item, time_s in entries if time_s >= since_s}
+
+
+@pytest.mark.parametrize("size", [0, 7, 9, 23])
+def test_a_chunk_of_another_size_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"expected chunks of 8 bytes and 8 an entry, got {size} bytes"):
+        table_of(shelf(1)).exclude_listed(bytes(size), 0)
+
+
+def test_thousands_of_candidates_by_id_are_ranked_as_by_number() -> None:
+    random = np.random.default_rng(SEED)
+    count = 3_000
+    embeddings = random.standard_normal((count, 20)).astype(np.float32)
+    items = [ScoredItem(f"{n}" + "x" * (n % 20), embedding=embeddings[n], count=float(n % 7)) for n in range(count)]
+    table, vector = table_of(items, dimension=20), random.standard_normal(20).astype(np.float32)
+    numbers = random.integers(0, count, 5_000).astype(np.uint32)
+    by_number = ranked(table, numbers, 100, NOW_S, vector=vector)
+    assert by_number == reference.rank(items, numbers.tolist(), 100, NOW_S, vector=vector)
+    assert ranked(table, [items[number].id for number in numbers.tolist()], 100, NOW_S, vector=vector) == by_number
 
 
 def test_scores_are_shares_of_one_whatever_lifts_them() -> None:
@@ -425,11 +495,15 @@ def test_a_vector_that_overflows_neither_wins_nor_breaks_the_order() -> None:
         ({"scale": float("nan")}, "scale finite and not negative, got nan"),
         ({"total": -1.0}, "total finite and not negative, got -1.0"),
         ({"uniform_strength": 0.0}, "uniform_strength above 0, got 0.0"),
-        ({"together_strength": 0.0}, "together_strength above 0, got 0.0"),
-        ({"together_exponent": float("inf")}, "together_exponent finite and not negative, got inf"),
+        ({"together": np.zeros(3, np.float32), "together_strength": 0.0}, "strength of the parent above 0, got 0.0"),
+        (
+            {"together": np.zeros(3, np.float32), "together_exponent": float("inf")},
+            "popularity exponent finite and not negative, got inf",
+        ),
         ({"levels": ((CellTable(), 1.0, 0.0),)}, "strengths of levels above 0, got 0.0"),
         ({"levels": ((CellTable(), float("nan"), 1.0),)}, "totals of levels finite and not negative, got nan"),
-        ({"levels": ((CellTable(), 1.0, 1.0),) * 9}, "at most 8 levels and 8 affinities, got 9 and 0"),
+        ({"levels": ((CellTable(), 1.0, 1.0),) * 9}, "at most 8 levels, got 9"),
+        ({"affinities": ((0, u32().astype(np.uint64), f64(), 1.0),) * 9}, "at most 8 affinities, got more"),
         ({"affinities": ((1, u32().astype(np.uint64), f64(), 1.0),)}, "an attribute index below 1, .* attribute 1"),
         ({"affinities": ((0, np.ones(1, np.uint64), f64(), 1.0),)}, "one lift per key .* got 1 keys, 0 lifts"),
         (
@@ -489,7 +563,7 @@ def test_stored_embeddings_are_near_the_given_ones(values: list[float], vector: 
     asked = f32(*vector[: len(values)])
     table = table_of([ScoredItem("a", embedding=embedding)], dimension=len(values))
     parts = np.empty((1, 5))
-    table.rank(None, 1, NOW_S, vector=asked, parts=parts)
+    table.rank(None, 1, NOW_S, Prior(), vector=asked, parts=parts)
     exponent = float(np.dot(asked.astype(np.float64), embedding.astype(np.float64)))
     error = 20 * 8 * largest * 2.0**-14
 
