@@ -61,9 +61,7 @@ typedef struct {
     int32_t stock;     /* -1: not counted */
     uint32_t start_s;  /* seconds since 1970; 0: open */
     uint32_t end_s;
-    uint32_t seen;     /* generation that met it as a candidate */
-    uint32_t excluded; /* generation that excluded it */
-    uint64_t reserved;
+    uint64_t reserved[2];
     uint64_t id_length;
     union {
         char bytes[TB_ID_INLINE]; /* of ids up to that length, zeros behind */
@@ -95,7 +93,7 @@ static inline const char *tb_item_id(const tb_items *items, const tb_item *item)
 /* Asks for an item and the beginning of its embedding; of a long one the hardware fetches the rest. */
 static inline void tb_item_prefetch(const tb_items *items, uint32_t number) {
     const unsigned char *at = items->block + (size_t)number * items->stride;
-    __builtin_prefetch(at, 1);
+    __builtin_prefetch(at);
     for (size_t line = TB_CACHE_LINE; line < items->stride && line < TB_FETCHED_BYTES; line += TB_CACHE_LINE)
         __builtin_prefetch(at + line);
 }
@@ -155,7 +153,7 @@ static inline size_t tb_id_find_batch(const tb_id_slot *slots, uint64_t slot_mas
         if (step >= TB_AHEAD && step - TB_AHEAD < count) {
             size_t i = step - TB_AHEAD;
             numbers[i] = tb_id_probe(slots, slot_mask, tb_id_tag(hashes[i]), &places[i]);
-            if (numbers[i] != TB_UNKNOWN) __builtin_prefetch(tb_item_at(items, numbers[i]), 1);
+            if (numbers[i] != TB_UNKNOWN) __builtin_prefetch(tb_item_at(items, numbers[i]));
         }
         if (step >= 2 * TB_AHEAD) {
             size_t i = step - 2 * TB_AHEAD;
@@ -442,11 +440,38 @@ static inline uint32_t tb_reason_code(const tb_scores *scores, size_t i, double 
     return code != 0 ? code : scores->base[i] > uniform ? TB_REASON_BASE : 0;
 }
 
+/* ---- marks: which items are excluded, which were met as candidates ----
+ *
+ * A bit an item, outside the items: so many fit the nearest cache, and no item is written to. What was marked is noted down, so
+ * that taking the marks off costs as much as setting them. */
+
+typedef struct {
+    uint64_t *excluded; /* a bit per item */
+    uint64_t *met;
+    size_t word_count;  /* of each */
+    uint32_t *noted;    /* the words marked; room for word_count */
+    size_t noted_count;
+} tb_marks;
+
+/* Sets a bit; returns whether it was set before. */
+static inline int tb_mark(tb_marks *marks, uint64_t *bits, uint32_t number) {
+    uint32_t word = number / 64;
+    uint64_t bit = UINT64_C(1) << (number % 64);
+    int before = (bits[word] & bit) != 0;
+    if (marks->excluded[word] == 0 && marks->met[word] == 0) marks->noted[marks->noted_count++] = word;
+    bits[word] |= bit;
+    return before;
+}
+
+static inline void tb_marks_clear(tb_marks *marks) {
+    for (size_t i = 0; i < marks->noted_count; i++) marks->excluded[marks->noted[i]] = marks->met[marks->noted[i]] = 0;
+    marks->noted_count = 0;
+}
+
 /* ---- eligibility ---- */
 
 typedef struct {
     uint32_t now_s;
-    uint32_t generation;
     int require_stock;
     const uint8_t *allowed; /* per item, or NULL */
 } tb_rules;
@@ -525,14 +550,12 @@ typedef struct {
 } tb_ranking;
 
 /* Whether a candidate is to be scored: met for the first time, known, not excluded, admissible. */
-static inline int tb_admit(const tb_rules *rules, const tb_items *items, uint32_t number, tb_ranking *ranking) {
-    if (number >= items->count) return 0;
-    tb_item *item = tb_item_at(items, number);
-    if (item->seen == rules->generation) return 0;
-    item->seen = rules->generation;
+static inline int tb_admit(const tb_rules *rules, const tb_items *items, tb_marks *marks, uint32_t number, tb_ranking *ranking) {
+    if (number >= items->count || tb_mark(marks, marks->met, number)) return 0;
+    const tb_item *item = tb_item_at(items, number);
     if (!(item->flags & TB_LIVE)) return 0;
     ranking->candidate_count++;
-    if (item->excluded == rules->generation) {
+    if (marks->excluded[number / 64] >> (number % 64) & 1) {
         ranking->excluded_count++;
         return 0;
     }
@@ -556,8 +579,8 @@ TB_INLINE void tb_rank_read(const tb_evidence *evidence, const tb_items *items, 
  *
  * What is read of a candidate is asked for a few turns ahead, and no faster than it is worked off: where too many lines are on
  * their way, the processor drops what else it is asked for. */
-TB_WIDE static void tb_rank(const tb_evidence *evidence, const tb_rules *rules, const tb_items *items, const uint32_t *candidates,
-                            size_t count, size_t k, tb_ranked *heap, tb_ranking *ranking) {
+TB_WIDE static void tb_rank(const tb_evidence *evidence, const tb_rules *rules, const tb_items *items, tb_marks *marks,
+                            const uint32_t *candidates, size_t count, size_t k, tb_ranked *heap, tb_ranking *ranking) {
     uint32_t numbers[TB_BATCH];
     tb_scores scores;
     size_t read = 0;
@@ -568,7 +591,7 @@ TB_WIDE static void tb_rank(const tb_evidence *evidence, const tb_rules *rules, 
             tb_item_prefetch(items, coming);
             for (size_t l = 0; l < evidence->level_count; l++) tb_level_prefetch(&evidence->levels[l], coming);
         }
-        if (!tb_admit(rules, items, number, ranking)) continue;
+        if (!tb_admit(rules, items, marks, number, ranking)) continue;
         numbers[read] = number;
         tb_read_item(evidence, items, number, read++, &scores);
         if (read == TB_BATCH) {

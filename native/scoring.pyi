@@ -37,7 +37,7 @@ class ItemTable:
     live_count: Final[int]
     attribute_count: Final[int]
     dimension: Final[int]
-    def __init__(self, attribute_count: int, dimension: int, *, generation: int = 1) -> None: ...
+    def __init__(self, attribute_count: int, dimension: int) -> None: ...
     def put(
         self,
         number: int,

@@ -46,8 +46,6 @@ cdef extern from "scoring.h" nogil:
         int32_t stock
         uint32_t start_s
         uint32_t end_s
-        uint32_t seen
-        uint32_t excluded
         uint64_t id_length
         tb_item_id_bytes id "id"
     ctypedef struct tb_items:
@@ -100,9 +98,16 @@ cdef extern from "scoring.h" nogil:
         double* vector_lift
         double* score
         int32_t* affinity_index
+    ctypedef struct tb_marks:
+        uint64_t* excluded
+        uint64_t* met
+        size_t word_count
+        uint32_t* noted
+        size_t noted_count
+    int tb_mark(tb_marks* marks, uint64_t* bits, uint32_t number)
+    void tb_marks_clear(tb_marks* marks)
     ctypedef struct tb_rules:
         uint32_t now_s
-        uint32_t generation
         int require_stock
         const uint8_t* allowed
     ctypedef struct tb_ranked:
@@ -130,8 +135,8 @@ cdef extern from "scoring.h" nogil:
     int16_t tb_quantise(const float* values, size_t count, int16_t* mantissas)
     void tb_score(const tb_evidence* evidence, const tb_items* items, const uint32_t* numbers, size_t count, tb_scores* scores)
     double tb_together_scale(const tb_evidence* evidence, const tb_items* items, const uint32_t* touched, size_t touched_count)
-    void tb_rank(const tb_evidence* evidence, const tb_rules* rules, const tb_items* items, const uint32_t* candidates,
-                 size_t count, size_t k, tb_ranked* heap, tb_ranking* ranking)
+    void tb_rank(const tb_evidence* evidence, const tb_rules* rules, const tb_items* items, tb_marks* marks,
+                 const uint32_t* candidates, size_t count, size_t k, tb_ranked* heap, tb_ranking* ranking)
 
 cdef extern from "history.h" nogil:
     ctypedef struct tb_entry:
@@ -333,8 +338,7 @@ cdef class ItemTable:
     """Everything a decision reads of the catalogue, by dense item number, and the ranking over it.
 
     `attribute_count` symbol columns, and an embedding of `dimension` 16-bit numbers behind each item, padded to 16 lanes.
-    Marks on items tell what a ranking excludes and has met: `begin` takes all of them off, by going on to the next
-    `generation`, which comes round after 2^32 - 1 of them.
+    Marks tell what a ranking excludes and has met; `begin` takes all of them off.
     """
 
     cdef readonly Py_ssize_t attribute_count
@@ -342,7 +346,7 @@ cdef class ItemTable:
     cdef readonly uint32_t live_count
     cdef tb_items items
     cdef uint32_t capacity
-    cdef uint32_t generation
+    cdef tb_marks marks
     cdef tb_id_slot* slots
     cdef uint64_t slot_mask
     cdef char* arena
@@ -351,11 +355,11 @@ cdef class ItemTable:
     cdef uint64_t* symbols
     cdef float* vector  # of the ranking under way, padded
 
-    def __cinit__(self, Py_ssize_t attribute_count, Py_ssize_t dimension, *, uint32_t generation=1):
+    def __cinit__(self, Py_ssize_t attribute_count, Py_ssize_t dimension):
         cdef size_t line = TB_CACHE_LINE
         if attribute_count < 0 or attribute_count > 64 or dimension < 0 or dimension > 4096:
             raise ValueError(f"expected 0..64 attributes and 0..4096 dimensions, got {attribute_count} and {dimension}")
-        self.attribute_count, self.dimension, self.generation = attribute_count, dimension, generation
+        self.attribute_count, self.dimension = attribute_count, dimension
         self.items.width = (dimension + TB_LANES - 1) // TB_LANES * TB_LANES
         self.items.stride = sizeof(tb_item) + (self.items.width * sizeof(int16_t) + line - 1) // line * line
         self.vector = <float*>_grown(NULL, 0, max(<size_t>1, self.items.width) * sizeof(float))
@@ -366,6 +370,9 @@ cdef class ItemTable:
 
     def __dealloc__(self):
         free(self.items.block)
+        free(self.marks.excluded)
+        free(self.marks.met)
+        free(self.marks.noted)
         free(self.slots)
         free(self.arena)
         free(self.symbols)
@@ -380,6 +387,11 @@ cdef class ItemTable:
         cdef size_t old = self.capacity, new = capacity
         cdef Py_ssize_t a
         cdef uint64_t* columns
+        cdef size_t old_words = self.marks.word_count, words = (new + 63) // 64
+        self.marks.excluded = <uint64_t*>_grown(self.marks.excluded, old_words * 8, words * 8)
+        self.marks.met = <uint64_t*>_grown(self.marks.met, old_words * 8, words * 8)
+        self.marks.noted = <uint32_t*>_grown(self.marks.noted, old_words * 4, words * 4)
+        self.marks.word_count = words
         self.items.block = <unsigned char*>_grown(self.items.block, old * self.items.stride, new * self.items.stride)
         if self.attribute_count:
             columns = <uint64_t*>_grown(NULL, 0, new * 8 * self.attribute_count)
@@ -552,19 +564,14 @@ cdef class ItemTable:
 
     def begin(self):
         """Forget what earlier rankings excluded and met."""
-        cdef uint32_t i
-        self.generation += 1
-        if self.generation == 0:  # the counter came round
-            for i in range(self.items.count):
-                tb_item_at(&self.items, i).seen = tb_item_at(&self.items, i).excluded = 0
-            self.generation = 1
+        tb_marks_clear(&self.marks)
 
     def exclude(self, numbers not None):
         """Keep items out of the rankings until the next `begin`; unknown numbers are passed over."""
         cdef uint32_t number
         for number in numbers:
             if number < self.items.count:
-                tb_item_at(&self.items, number).excluded = self.generation
+                tb_mark(&self.marks, self.marks.excluded, number)
 
     def exclude_listed(self, bytes chunk not None, uint32_t since_s):
         """Exclude the items of a list chunk that are no older than `since_s`, seconds since 1970."""
@@ -575,7 +582,7 @@ cdef class ItemTable:
         for i in range(count):
             entry = tb_chunk_entry(PyBytes_AS_STRING(chunk), i)
             if entry.time_s >= since_s and entry.item < self.items.count:
-                tb_item_at(&self.items, entry.item).excluded = self.generation
+                tb_mark(&self.marks, self.marks.excluded, entry.item)
 
     def rank(self, candidates, Py_ssize_t k, uint32_t now_s, Prior prior not None, *, bint require_stock=True,
              const uint8_t[::1] allowed=None, tuple together=None, tuple affinities=(), const float[::1] vector=None,
@@ -615,7 +622,7 @@ cdef class ItemTable:
             held.append(self._add_affinity(&evidence, attribute, keys, lifts, other_lift))
         if vector is not None:
             self._set_vector(&evidence, vector, vector_log)
-        rules.now_s, rules.generation, rules.require_stock = now_s, self.generation, require_stock
+        rules.now_s, rules.require_stock = now_s, require_stock
         rules.allowed = &allowed[0] if allowed is not None and allowed.shape[0] else NULL
         memset(&ranking, 0, sizeof(ranking))
         if k > TB_BATCH:
@@ -639,9 +646,9 @@ cdef class ItemTable:
                     tb_ranked* heap, tb_ranking* ranking) noexcept:
         if count > RELEASED_FROM:
             with nogil:
-                tb_rank(evidence, rules, &self.items, numbers, count, k, heap, ranking)
+                tb_rank(evidence, rules, &self.items, &self.marks, numbers, count, k, heap, ranking)
         else:
-            tb_rank(evidence, rules, &self.items, numbers, count, k, heap, ranking)
+            tb_rank(evidence, rules, &self.items, &self.marks, numbers, count, k, heap, ranking)
 
     cdef Py_ssize_t _rank_ids(self, const tb_evidence* evidence, const tb_rules* rules, ids, size_t k, tb_ranked* heap,
                               tb_ranking* ranking) except -1:

@@ -35,8 +35,8 @@ def f32(*numbers: float) -> npt.NDArray[np.float32]:
     return np.array(numbers, np.float32)
 
 
-def table_of(items: Sequence[ScoredItem], attribute_count: int = 0, dimension: int = 0, **named: int) -> ItemTable:
-    table = ItemTable(attribute_count, dimension, **named)
+def table_of(items: Sequence[ScoredItem], attribute_count: int = 0, dimension: int = 0) -> ItemTable:
+    table = ItemTable(attribute_count, dimension)
     for number, item in enumerate(items):
         table.put(number, item.id, item.live, item.stock, item.start_s, item.end_s, item.symbols, item.embedding)
     table.set_counts(np.arange(len(items), dtype=np.uint32), f64(*(item.count for item in items)))
@@ -406,13 +406,6 @@ def test_nothing_is_ranked_when_all_are_excluded_or_refused() -> None:
 def test_every_candidate_is_returned_when_k_is_larger() -> None:
     winners, candidates, excluded, eligible = ranked(table_of(shelf(5)), u32(3, 3, 1, 99, 1), 65_536, NOW_S)
     assert (order(winners), candidates, excluded, eligible) == ([1, 3], 2, 0, 2)
-
-
-def test_the_marks_of_candidates_survive_the_end_of_their_counter() -> None:
-    table = table_of(shelf(4), generation=2**32 - 3)
-    for _ in range(6):  # the counter comes round in between
-        winners, candidate_count, excluded_count, _ = ranked(table, u32(0, 1, 1, 2), 4, NOW_S, excluded=u32(1))
-        assert (order(winners), candidate_count, excluded_count) == ([0, 2], 3, 1)
 
 
 def test_a_further_ranking_meets_nothing_again_and_keeps_what_is_excluded() -> None:
