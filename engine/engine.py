@@ -386,6 +386,13 @@ class Engine:
                     self._relieve_servings()
             return decision
 
+    def warm(self) -> None:
+        """Map the state and fill what decisions fill as they go, so that no caller has to wait for it."""
+        with self._turn:
+            self._store.warm()
+            for placement in self.configuration.placements:
+                self._decider.decide(DecideRequest(placement=placement.name), self._clock())
+
     def profile(self, identifiers: Mapping[str, str], *, at: int = 0) -> Profile:
         """Return one person's profile as of `at` (ms, 0 is now). Raises `NotFound` NO_PROFILE."""
         anchors = self._hasher.anchors(identifiers)

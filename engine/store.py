@@ -16,6 +16,7 @@ import lmdb
 import msgspec
 
 from tailorbird.engine.errors import Damaged, PreconditionFailed, ResourceExhausted, Unavailable
+from tailorbird.engine.resident import make_resident
 
 # py-lmdb ships two engines whose files differ; this one is recorded in `meta` and asked for by name.
 LMDB_ENGINE = 0
@@ -156,6 +157,11 @@ class Store:
         """Return where the state stands in a transaction."""
         raw = txn.get(b"head", db=self.tables["meta"])
         return _HEAD_DECODER.decode(raw) if raw is not None else Head()
+
+    def warm(self) -> int:
+        """Map the pages in use, as far as memory allows; return how many bytes of them are mapped now."""
+        used = (self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"]
+        return make_resident(self.path / "data.mdb", used)
 
     def sync(self) -> None:
         """Force everything committed to disk."""

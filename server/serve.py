@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tailorbird.engine import DecideRequest, Engine
+from tailorbird.engine import Engine
 from tailorbird.engine.errors import TailorbirdError
 from tailorbird.server import health as health_service
 from tailorbird.server.handlers import SERVICES, build_table
@@ -52,9 +52,7 @@ class Service:
 
     async def start(self) -> str:
         """Warm up, listen, say SERVING; return the address with the port that was bound."""
-        for placement in self._engine.configuration.placements:
-            # The first decision of a process maps files and fills caches; no caller should be the one to wait for it.
-            self._engine.decide(DecideRequest(placement=placement.name))
+        self._engine.warm()
         port = await self._server.start(self._address)
         self._upkeep = asyncio.get_running_loop().create_task(Upkeep(self._engine, self._writer).run())
         self._health.set_serving(True)
