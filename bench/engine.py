@@ -6,7 +6,8 @@ reasons. Whoever is asked about was served 10 items within the window before. Th
 has been done for it: it starts from row numbers and a ready vector, gathers the rows from a float32 array (items x 64,
 C-contiguous), multiplies, takes the 10 largest by argpartition and sorts them. Every call asks for another person and
 other candidates, drawn at random; ids are fresh strings, so that no hash is remembered. Blocks of the two alternate
-(measure.py), the first of each only warms up; the state is mapped before (`Engine.warm`, as a service does). What is served is written between blocks: no decision waits for a write.
+(measure.py), the first of each only warms up; the state is mapped before, as a service does (`Engine.warm`). What is
+served is written between blocks: no decision waits for a write.
 
 `profile_read_over_lmdb_get`: `Engine.read_features` of one identifier, 64 float32, over `get` of a value as large as
 the person's record by a ready 16-byte key, in an open read transaction of an LMDB of as many records. `lookup_us`: the

@@ -35,7 +35,7 @@ from tailorbird.engine.consent import parse_choice
 from tailorbird.engine.errors import InternalError
 from tailorbird.engine.items import Item
 from tailorbird.engine.signals import Signal, Status
-from tailorbird.engine.store import LMDB_ENGINE
+from tailorbird.engine.store import HEAD_ROW, LMDB_ENGINE
 from tailorbird.server.sources import FORMATS
 from tailorbird.server.sources.batch import Counts
 
@@ -80,7 +80,7 @@ def _measure(path: Path, args: argparse.Namespace) -> dict[str, object]:
     with Engine.open(shop, preset("shop"), clock=lambda: AT) as engine:
         engine.put_items([Item(id=item_id(index), attributes=_attributes(index)) for index in range(ITEMS)])
         load_signals(engine, _first_signals(args.people))
-    record_bytes = average_value_bytes(shop / "state", "people")
+    record_bytes = average_head_bytes(shop / "state")
     stream = _Stream(args.people, args.seed)
     with (
         Engine.open(shop, preset("shop"), clock=lambda: AT) as engine,
@@ -135,14 +135,14 @@ def preset(name: str) -> str:
     return (resources.files("tailorbird.engine") / "presets" / f"{name}.yaml").read_text("utf-8")
 
 
-def average_value_bytes(state: Path, table: str) -> int:
-    """Return the mean size of a table's values. The engine must be closed: a process opens an environment once."""
+def average_head_bytes(state: Path) -> int:
+    """Return the mean size of a person's head. The engine must be closed: a process opens an environment once."""
     with lmdb.open(str(state), readonly=True, max_dbs=64, lib_version=LMDB_ENGINE) as environment:
-        db = environment.open_db(table.encode(), create=False)
-        with environment.begin(db=db, buffers=True) as transaction:
-            sizes = [len(value) for _, value in transaction.cursor()]
+        db = environment.open_db(b"people", create=False)
+        with environment.begin(db=db) as transaction:
+            sizes = [len(value) for key, value in transaction.cursor() if key[16:] == HEAD_ROW]
     if not sizes:
-        raise InternalError("WORKLOAD_REFUSED", f"expected records in table {table!r} of {state}, found none")
+        raise InternalError("WORKLOAD_REFUSED", f"expected people in {state}, found none")
     return round(sum(sizes) / len(sizes))
 
 

@@ -68,7 +68,7 @@ class Applier:
         self.store = store
         self.hasher = hasher
         self.state = State(store)
-        self.people = People(self.state, hasher)
+        self.people = People(self.state)
         self._statistics: Statistics | None = None
         self._increments: list[bytes] = []
         self._cells_of: dict[tuple[str, ...], list[int]] = {}

@@ -15,7 +15,7 @@ from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.configuration import Placement
 from tailorbird.engine.consent import ConsentMasks, DataType, Purpose, bit, permitted
 from tailorbird.engine.dayparts import DAYPART, with_daypart
-from tailorbird.engine.errors import CallerError, NotFound, PreconditionFailed, Unavailable
+from tailorbird.engine.errors import CallerError, NotFound, Unavailable
 from tailorbird.engine.evidence import Chain, Evidence
 from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
@@ -28,8 +28,9 @@ from tailorbird.engine.state import (
     members_of_row,
     packed_head,
     read_record,
+    seek_head,
 )
-from tailorbird.engine.store import Store, u32
+from tailorbird.engine.store import HEAD_ROW, LIST_ROWS, Store, u32
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import ItemList
 from tailorbird.native import history as native_history
@@ -51,6 +52,7 @@ LIST_CONSENT = {
     ItemList.SHOWN: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
     ItemList.SERVED: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
 }
+FIRST_LIST = bytes([LIST_ROWS])
 OLDEST_CHUNK = u32(OLDEST_CHUNK_NUMBER)
 SERVED_CODE = LIST_KINDS[ItemList.SERVED]
 SERVED_CONSENT = bit(DataType.BEHAVIOURAL, Purpose.COLLECT)
@@ -74,14 +76,18 @@ Affinity = tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]
 
 @dataclass(slots=True)
 class Person:
-    """Whoever is asked about, as one transaction sees them; `fragments` are those that may hold lists."""
+    """Whoever is asked about, as one transaction sees them; `fragments` are those that may hold lists.
+
+    `key` is that of their head, on which `cursor` still stands where nobody else was asked about: their lists are next.
+    """
 
     view: RecordView | None
     permitted: int
-    person_id: bytes
+    key: bytes
     fragments: tuple[bytes, ...]
     served_key: bytes
     last_seen: int
+    cursor: lmdb.Cursor[bytes]
 
 
 class ListWindow(NamedTuple):
@@ -191,7 +197,7 @@ class Decider:
         chain = evidence.chain(context)
         items = evidence.catalogue.items
         items.begin()
-        known = self._known(txn, person, placed, given, at)
+        known = self._known(person, placed, given, at)
 
         together: Together | None = None
         touched_count = 0
@@ -276,7 +282,7 @@ class Decider:
             position=evidence.head.position,
             configuration_version=compiled.version,
             at=at,
-            person_id=person.person_id.hex(),
+            person_id=self.hasher.person_id(person.key).hex() if person.key else "",
             degraded=tuple(degraded),
         )
         served_key = person.served_key if placement.record_served and person.permitted & SERVED_CONSENT else b""
@@ -290,11 +296,11 @@ class Decider:
         try:
             self.evidence.follow(txn)
             assert self.evidence.layouts is not None
+            cursor = txn.cursor(db=self.store.tables["people"])
             for anchor in self.hasher.anchors(identifiers):
-                row = txn.get(anchor.key, db=self.store.tables["identifiers"])
-                data = txn.get(row[:16], db=self.store.tables["people"]) if row is not None else None
-                if data is not None:
-                    self._load(packed_head(data))
+                found = seek_head(cursor, anchor.key)
+                if found is not None:
+                    self._load(packed_head(found[1]))
                     view = self._view
                     out, statuses = np.empty(len(features), np.float32), np.empty(len(features), np.uint8)
                     jurisdiction = self.evidence.layouts.current.configuration.jurisdiction
@@ -309,10 +315,11 @@ class Decider:
 
     def _person(self, txn: lmdb.Transaction[bytes], request: DecideRequest, degraded: list[str]) -> Person:
         """Return the person the identifiers name: the best known one's profile, and the fragments of all of them."""
-        evidence, tables = self.evidence, self.store.tables
+        evidence = self.evidence
         assert evidence.layouts is not None
+        cursor = txn.cursor(db=self.store.tables["people"])
         if not request.identifiers:
-            return Person(None, 0, b"", (), b"", 0)
+            return Person(None, 0, b"", (), b"", 0, cursor)
         anchors = []
         for namespace, value in request.identifiers.items():
             try:
@@ -325,17 +332,10 @@ class Decider:
             anchors.sort(key=lambda anchor: (self.hasher.namespaces[anchor.namespace].priority, anchor.key))
         found: Person | None = None
         for anchor in anchors:
-            row = txn.get(anchor.key, db=tables["identifiers"])
-            if row is None:
+            known = seek_head(cursor, anchor.key)
+            if known is None:
                 continue
-            person_id = row[:16]
-            if found is not None and found.person_id == person_id:
-                continue
-            data = txn.get(person_id, db=tables["people"])
-            if data is None:
-                raise PreconditionFailed(
-                    "DAMAGED_RECORD", "expected a head for every person, found none; replay the log"
-                )
+            key, data = known
             if found is None:
                 self._load(packed_head(data))
                 view = self._view
@@ -346,12 +346,12 @@ class Decider:
                 # Where one fragment holds all there is, it holds the lists too.
                 fragments = (holder,) if holder != NO_FRAGMENT else members_of_row(data)
                 served_key = holder if holder != NO_FRAGMENT else anchor.key
-                found = Person(view, allowed, person_id, fragments, served_key, view.last_seen)
-            else:  # Another person's devices still must not be shown the same again.
+                found = Person(view, allowed, key, fragments, served_key, view.last_seen, cursor)
+            elif key != found.key:  # Another person's devices still must not be shown the same again.
                 found.fragments += members_of_row(data)
         if found is None:
             degraded.append("NO_PROFILE")
-            return Person(None, 0, b"", (), b"", 0)
+            return Person(None, 0, b"", (), b"", 0, cursor)
         return found
 
     def _load(self, data: bytes) -> None:
@@ -380,7 +380,7 @@ class Decider:
         layout = compiled.features.layout
         jurisdiction = compiled.configuration.jurisdiction
         if person.view is not None:
-            data = txn.get(person.person_id, db=self.store.tables["people"])
+            data = txn.get(person.key + HEAD_ROW, db=self.store.tables["people"])
             assert data is not None
             record = read_record(self.evidence.layouts, packed_head(data))
             masks = ConsentMasks(record.granted, record.denied, record.restricted, record.explicit)
@@ -429,9 +429,7 @@ class Decider:
 
     # ---- what is known of them -------------------------------------------------------------------------------------
 
-    def _known(
-        self, txn: lmdb.Transaction[bytes], person: Person, placed: Placed, given: npt.NDArray[np.uint32], at: int
-    ) -> Known:
+    def _known(self, person: Person, placed: Placed, given: npt.NDArray[np.uint32], at: int) -> Known:
         """Return what the profile, the lists and the events of the request say, as far as consent lets them."""
         known = Known()
         if person.view is None:
@@ -445,7 +443,7 @@ class Decider:
         mentions: list[Mentions] = [(given, np.full(len(given), at))] if len(given) and placed.recent else []
         if placed.windows:
             exclude(given.tolist())
-            mentions += self._exclude_listed(txn, person, placed, at)
+            mentions += self._exclude_listed(person, placed, at)
         for index in placed.exclude_recent:
             exclude(self._recent(view, index, at, allowed)[0].tolist())
         neighbours = self.evidence.neighbours
@@ -470,30 +468,32 @@ class Decider:
         n = view.recent(index, at, allowed, self._items, self._times)
         return self._items[:n].copy(), self._times[:n].copy()
 
-    def _exclude_listed(self, txn: lmdb.Transaction[bytes], person: Person, placed: Placed, at: int) -> list[Mentions]:
+    def _exclude_listed(self, person: Person, placed: Placed, at: int) -> list[Mentions]:
         """Exclude what is in the lists of all the person's devices; return the items of those lists that speak."""
         items = self.evidence.catalogue.items
         mentions: list[Mentions] = []
         since: dict[int, int] = {}
         for code, window_ms, consent in placed.windows:
             if person.permitted & consent:
-                since[code] = max(0, (at - window_ms) // 1000)
+                since[code] = (at - window_ms) // 1000
         if not since:
             return mentions
-        cursor = txn.cursor(db=self.store.tables["lists"])
-        last = max(since)
+        cursor = person.cursor
+        last = LIST_ROWS + max(since)
         for fragment in person.fragments:
-            if cursor.set_range(fragment):
-                for key, chunk in cursor:
-                    if not key.startswith(fragment):
+            more = cursor.next() if cursor.key() == fragment + HEAD_ROW else cursor.set_range(fragment + FIRST_LIST)
+            while more:
+                key, chunk = cursor.item()
+                if not key.startswith(fragment):
+                    break
+                code = key[16] - LIST_ROWS
+                if code in since:
+                    items.exclude_listed(chunk, since[code])
+                    if code in placed.speaking:
+                        mentions.append(native_history.read_chunk(chunk, since[code]))
+                    if key[16] == last and key.endswith(OLDEST_CHUNK):
                         break
-                    code = key[16]
-                    if code in since:
-                        items.exclude_listed(chunk, since[code])
-                        if code in placed.speaking:
-                            mentions.append(native_history.read_chunk(chunk, since[code]))
-                        if code == last and key.endswith(OLDEST_CHUNK):
-                            break
+                more = cursor.next()
             if SERVED_CODE in since:
                 for time, numbers in self.recently_served(fragment, at):
                     if time // 1000 >= since[SERVED_CODE]:

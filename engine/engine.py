@@ -398,7 +398,7 @@ class Engine:
         anchors = self._hasher.anchors(identifiers)
         with self._turn, self._store.reading() as txn:
             self._evidence.follow(txn)
-            found = read_profile(self._store, txn, self._evidence, anchors, at or self._clock())
+            found = read_profile(self._store, txn, self._evidence, self._hasher, anchors, at or self._clock())
             if found is None:
                 raise NotFound("NO_PROFILE", f"expected a known person, got nobody by {', '.join(identifiers)}")
             return found

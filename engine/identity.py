@@ -8,7 +8,7 @@ people there would be without it. The one exception: a link past the bounds belo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -125,16 +125,12 @@ class _Closure:
 class IdentityGraph:
     """Keeps the people of a store in step with its links, one link at a time.
 
-    `person_id` maps the key of a person's best anchor to the person's id. An anchor that was never linked is a person
-    by itself, with the id of its own key.
+    A person goes by the key of their best anchor. An anchor that was never linked is a person by itself.
     """
 
-    def __init__(
-        self, store: GraphStore, namespaces: Mapping[str, Namespace], person_id: Callable[[bytes], bytes]
-    ) -> None:
+    def __init__(self, store: GraphStore, namespaces: Mapping[str, Namespace]) -> None:
         self._store = store
         self._namespaces = namespaces
-        self._person_id = person_id
 
     def link(self, one: Anchor, other: Anchor, kind: LinkKind, event_time: int) -> Regrouping | None:
         """Record that two anchors are one person's, and return what it changed, None for nothing.
@@ -234,7 +230,7 @@ class IdentityGraph:
                 self._put_both(one, other, Edge(other.key, other.namespace, kind, event_time, False, reason))
         for key in found.generic:
             store.set_generic(key, True)
-        person_before = {key: store.person_of(key) or self._person_id(key) for key in nodes}
+        person_before = {key: store.person_of(key) or key for key in nodes}
         size_before = Counter(person_before.values())
         dissolved: set[bytes] = set()
         formed: list[FormedPerson] = []
@@ -242,7 +238,7 @@ class IdentityGraph:
             before_ids = {person_before[key] for key in members}
             if len(before_ids) > 1 or size_before[person_before[members[0]]] != len(members):
                 dissolved |= before_ids
-                formed.append(FormedPerson(self._person_id(members[0]), members))
+                formed.append(FormedPerson(members[0], members))
         if not (formed or refused or found.generic):
             return None
         return Regrouping(tuple(sorted(dissolved)), tuple(formed), tuple(sorted(refused)), tuple(sorted(found.generic)))

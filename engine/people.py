@@ -9,7 +9,6 @@ import msgspec
 
 from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.facts import Anchor
-from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.identity import Edge, IdentityGraph, LinkKind, Regrouping
 from tailorbird.engine.state import State
 
@@ -49,15 +48,14 @@ class StateGraph:
 class People:
     """Who is who, for one writer."""
 
-    def __init__(self, state: State, hasher: IdentifierHasher) -> None:
+    def __init__(self, state: State) -> None:
         self.state = state
-        self.hasher = hasher
         self._graph: IdentityGraph | None = None
         self._known_links: dict[bytes, int] = {}
 
     def use(self, compiled: CompiledConfiguration) -> None:
         """Take up the identity rules of a configuration."""
-        self._graph = IdentityGraph(StateGraph(self.state), compiled.namespaces, self.hasher.person_id)
+        self._graph = IdentityGraph(StateGraph(self.state), compiled.namespaces)
         self._known_links.clear()
 
     def forget(self) -> None:
@@ -76,7 +74,7 @@ class People:
     def see(self, anchor: Anchor, append_time: int) -> None:
         """Make sure that an identifier is known and belongs to a person, its own if no other."""
         if not self.state.see_identifier(anchor.namespace, anchor.key, append_time):
-            self.state.add_person(self.hasher.person_id(anchor.key), (anchor,), append_time)
+            self.state.add_person(anchor.key, (anchor,), append_time)
 
     def meet(self, anchors: tuple[Anchor, ...], event_time: int, append_time: int) -> None:
         """See the identifiers that came with one event, best first, and link the best with each other one."""
@@ -128,7 +126,7 @@ class People:
     def _meet_strangers(self, anchors: tuple[Anchor, ...], event_time: int, append_time: int) -> None:
         """Make a person of several identifiers at once: what `see` and `link` of each would lead to."""
         best = anchors[0]
-        self.state.add_person(self.hasher.person_id(best.key), anchors, append_time)
+        self.state.add_person(best.key, anchors, append_time)
         edges = StateGraph(self.state)
         for other in anchors[1:]:
             edges.put_edge(best.key, Edge(other.key, other.namespace, LinkKind.LOGIN, event_time))

@@ -13,30 +13,31 @@ from tailorbird.engine.consent import ConsentMasks
 from tailorbird.engine.evidence import Evidence
 from tailorbird.engine.facts import Anchor
 from tailorbird.engine.features import Feature, ValueKind
+from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.profile import FeatureStatus, FeatureValue, Profile
-from tailorbird.engine.state import members_of_row, packed_head, read_record
-from tailorbird.engine.store import Store, scan, u64
+from tailorbird.engine.state import members_of_row, packed_head, read_record, seek_head
+from tailorbird.engine.store import LIST_ROWS, Store, scan, u64
 from tailorbird.engine.vocabulary import ItemList
 from tailorbird.native import record
 from tailorbird.native.record import RecordView
 
 
 def read_profile(
-    store: Store, txn: lmdb.Transaction[Any], evidence: Evidence, anchors: Sequence[Anchor], at: int
+    store: Store,
+    txn: lmdb.Transaction[Any],
+    evidence: Evidence,
+    hasher: IdentifierHasher,
+    anchors: Sequence[Anchor],
+    at: int,
 ) -> Profile | None:
     """Return the profile of the best known of several identifiers, None when nobody is known by them."""
     layouts = evidence.layouts
     assert layouts is not None
-    person = None
-    for anchor in anchors:
-        row = txn.get(anchor.key, db=store.tables["identifiers"])
-        if row is not None:
-            person = bytes(row[:16])
-            break
-    if person is None:
+    cursor = txn.cursor(db=store.tables["people"])
+    found = next(filter(None, (seek_head(cursor, anchor.key) for anchor in anchors)), None)
+    if found is None:
         return None
-    data = txn.get(person, db=store.tables["people"])
-    assert data is not None
+    person, data = found
     members = members_of_row(data)
     head = read_record(layouts, packed_head(data))
     view = RecordView()
@@ -49,10 +50,10 @@ def read_profile(
     )
     bought = 0
     for member in members:
-        for _, chunk in scan(txn, store.tables["lists"], member + bytes([LIST_KINDS[ItemList.BOUGHT]])):
+        for _, chunk in scan(txn, store.tables["people"], member + bytes([LIST_ROWS + LIST_KINDS[ItemList.BOUGHT]])):
             bought += (len(chunk) - 8) // 8
     return Profile(
-        person_id=person.hex(),
+        person_id=hasher.person_id(person).hex(),
         member_count=len(members),
         consent=masks,
         first_seen=head.first_seen,

@@ -1,9 +1,10 @@
 """The state under one write transaction: people, fragments, items, symbols, lists, through caches written back at its end.
 
-Most people are known by several identifiers of which one holds all their state: it is stored once, as their head, whose
-`fragment_id` names that fragment. Only where two fragments of a person hold state are there rows in `fragments`; the head is
-then the merge of them in canonical order and its `fragment_id` is zeros. `fragment`, `touch` and `regroup` are the only
-places that know. The row of a person of several fragments ends in the list of them.
+A person goes by the key of the best of their identifiers. Most people are known by several identifiers of which one holds
+all their state: it is stored once, as their head, whose `fragment_id` names that fragment. Only where two fragments of a person
+hold state are there rows in `fragments`; the head is then the merge of them in canonical order and its `fragment_id` is zeros.
+`fragment`, `touch` and `regroup` are the only places that know. The head of a person of several fragments ends in the list of
+them. What lies where in `people` is said in `store.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tailorbird.engine.consent import ALL_BITS, ConsentMasks
 from tailorbird.engine.errors import Damaged
 from tailorbird.engine.facts import Anchor
 from tailorbird.engine.items import Item
-from tailorbird.engine.store import Head, Store, scan, u32, u64
+from tailorbird.engine.store import HEAD_ROW, IDENTIFIER_ROW, LIST_ROWS, Head, Store, scan, u32, u64
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.native.record import Record, RecordError, stored_layout_version
 
@@ -209,7 +210,7 @@ class State:
         for person in sorted(self._dirty_people):
             members = self._members[person]
             tail = b"".join(members) if len(members) > 1 else b""
-            put(person, self._records[person].pack() + tail, db=table)
+            put(person + HEAD_ROW, self._records[person].pack() + tail, db=table)
         self._dirty_people.clear()
         put(b"head", _encode(self.head), db=self.tables["meta"])
         if len(self._records) > RECORDS_CACHED_MAX:
@@ -231,7 +232,7 @@ class State:
         """Return the row of an identifier."""
         row = self._identifiers.get(key)
         if row is None:
-            data = self.txn.get(key, db=self.tables["identifiers"])
+            data = self.txn.get(key + IDENTIFIER_ROW, db=self.tables["people"])
             if data is not None:
                 row = self._identifiers[key] = _decode_identifier(data[16:])
                 row.person = data[:16]
@@ -262,7 +263,7 @@ class State:
 
     def _put_identifier(self, key: bytes, row: IdentifierRow) -> None:
         rest = (row.namespace, row.generic, row.first_day, row.last_day)
-        self.txn.put(key, row.person + _encode(rest), db=self.tables["identifiers"])
+        self.txn.put(key + IDENTIFIER_ROW, row.person + _encode(rest), db=self.tables["people"])
 
     # ---- people and fragments ------------------------------------------------------------------------------------
 
@@ -284,7 +285,7 @@ class State:
         """Return a person's head. Its features may wait for `flush` when fragments changed; its masks never do."""
         record = self._records.get(person)
         if record is None:
-            data = self.txn.get(person, db=self.tables["people"])
+            data = self.txn.get(person + HEAD_ROW, db=self.tables["people"])
             if data is None:
                 raise Damaged("DAMAGED_RECORD", "expected a head for every person named by an identifier, found none")
             assert self.layouts is not None
@@ -363,7 +364,7 @@ class State:
             self._members.pop(person, None)
             self._dirty_people.discard(person)
             self._stale_views.discard(person)
-            self.txn.delete(person, db=self.tables["people"])
+            self.txn.delete(person + HEAD_ROW, db=self.tables["people"])
         for person, members in formed:
             holders = [fragment for fragment in members if fragment in records]
             for fragment in members:
@@ -477,8 +478,8 @@ class State:
 
         Chunks are keyed newest first. Each begins with how many entries were dropped before it (u32) and 4 bytes of zeros.
         """
-        prefix = fragment + bytes([kind])
-        newest = next(scan(self.txn, self.tables["lists"], prefix), None)
+        prefix = fragment + bytes([LIST_ROWS + kind])
+        newest = next(scan(self.txn, self.tables["people"], prefix), None)
         number, chunk = (
             (OLDEST_CHUNK_NUMBER, bytes(8)) if newest is None else (int.from_bytes(newest[0][17:], "big"), newest[1])
         )
@@ -489,13 +490,13 @@ class State:
                 oldest = number + 1 + -(-entries_max // LISTS_CHUNK_ENTRIES)
                 dropped = int.from_bytes(chunk[:4], "little")
                 if oldest <= OLDEST_CHUNK_NUMBER:
-                    lost = self.txn.pop(prefix + u32(oldest), db=self.tables["lists"])
+                    lost = self.txn.pop(prefix + u32(oldest), db=self.tables["people"])
                     dropped += (len(lost) - 8) // 8 if lost else 0
                 chunk = dropped.to_bytes(4, "little") + bytes(4)
                 continue
             chunk += entries[:room]
             entries = entries[room:]
-            self.txn.put(prefix + u32(number), chunk, db=self.tables["lists"])
+            self.txn.put(prefix + u32(number), chunk, db=self.tables["people"])
 
     # ---- ledgers -------------------------------------------------------------------------------------------------
 
@@ -519,6 +520,20 @@ def item_key(item_id: str) -> bytes:
     """Return the key of an item id: its bytes, or for ids over 400 bytes their beginning and a hash."""
     raw = item_id.encode()
     return raw if len(raw) <= 400 else raw[:384] + xxhash.xxh3_128_digest(raw)
+
+
+def seek_head(cursor: lmdb.Cursor[bytes], key: bytes) -> tuple[bytes, bytes] | None:
+    """Return (person, stored head) of whom an identifier's key belongs to, None when nobody has it.
+
+    The cursor, one of `people`, is left on the head. Raises `Damaged` DAMAGED_RECORD when there is none.
+    """
+    if not cursor.set_key(key + IDENTIFIER_ROW):
+        return None
+    person = cursor.value()[:16]
+    found = cursor.next() if person == key else cursor.set_key(person + HEAD_ROW)
+    if not found or cursor.key() != person + HEAD_ROW:
+        raise Damaged("DAMAGED_RECORD", "expected a head for every person, found none; replay the log")
+    return person, cursor.value()
 
 
 def packed_head(row: bytes) -> bytes:

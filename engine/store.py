@@ -20,16 +20,14 @@ from tailorbird.engine.resident import make_resident
 
 # py-lmdb ships two engines whose files differ; this one is recorded in `meta` and asked for by name.
 LMDB_ENGINE = 0
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 READERS_MAX = 2048
 
 TABLES = (
     "meta",
-    "identifiers",
     "people",
     "fragments",
     "edges",
-    "lists",
     "links",
     "consents",
     "items",
@@ -46,6 +44,13 @@ TABLES = (
     "sources",
     "configurations",
 )
+
+
+# Everything a decision reads of one person stands side by side in `people`, where one descent of the tree finds it: under the
+# 16 bytes of an identifier's key its row, the head of the person whose best identifier it is, and the lists of its fragment.
+IDENTIFIER_ROW = b"\0"
+HEAD_ROW = b"\1"
+LIST_ROWS = 16  # plus the kind of the list; behind it the number of the chunk
 
 
 class Head(msgspec.Struct, array_like=True):

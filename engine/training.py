@@ -17,7 +17,7 @@ from tailorbird.engine.facts import FactKind, SignalFact, decode_fact
 from tailorbird.engine.log import LocalLog
 from tailorbird.engine.neighbours_file import write_neighbours
 from tailorbird.engine.state import Layouts, item_key, masks_of, packed_head, read_layouts, read_record
-from tailorbird.engine.store import Store
+from tailorbird.engine.store import HEAD_ROW, IDENTIFIER_ROW, Store
 
 
 def train_cooccurrence(log: LocalLog, store: Store, folder: Path) -> tuple[str, int, int, dict[str, Any]]:
@@ -52,11 +52,11 @@ def train_cooccurrence(log: LocalLog, store: Store, folder: Path) -> tuple[str, 
             if fact.type not in wanted or not fact.mask & wanted[fact.type]:
                 continue
             # All devices of a person train as one; their fragments' person is the one known today.
-            row = txn.get(fact.anchors[0].key, db=store.tables["identifiers"])
+            row = txn.get(fact.anchors[0].key + IDENTIFIER_ROW, db=store.tables["people"])
             assert row is not None, "every identifier in an applied fact has a row"
             person = row[:16]
             if person not in permitted:
-                permitted[person] = _permitted(layouts, txn.get(person, db=store.tables["people"]))
+                permitted[person] = _permitted(layouts, txn.get(person + HEAD_ROW, db=store.tables["people"]))
             if not permitted[person] & wanted[fact.type]:
                 continue
             group = int.from_bytes(person[:8], "little", signed=True)

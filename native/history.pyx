@@ -26,7 +26,7 @@ cdef extern from "history.h" nogil:
 CHUNK_HEADER_BYTES = TB_CHUNK_HEADER
 
 
-def read_chunk(bytes chunk not None, uint32_t since_s):
+def read_chunk(bytes chunk not None, int64_t since_s):
     """Return (items uint32, times int64 in ms) of the entries of a list chunk that are no older than `since_s`, in order."""
     cdef int64_t total = tb_chunk_entries(PyBytes_GET_SIZE(chunk)), found = 0, i
     cdef tb_entry entry

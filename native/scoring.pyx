@@ -573,8 +573,8 @@ cdef class ItemTable:
             if number < self.items.count:
                 tb_mark(&self.marks, self.marks.excluded, number)
 
-    def exclude_listed(self, bytes chunk not None, uint32_t since_s):
-        """Exclude the items of a list chunk that are no older than `since_s`, seconds since 1970."""
+    def exclude_listed(self, bytes chunk not None, int64_t since_s):
+        """Exclude the items of a list chunk that are no older than `since_s`, seconds since 1970, before which is all."""
         cdef int64_t count = tb_chunk_entries(PyBytes_GET_SIZE(chunk)), i
         cdef tb_entry entry
         if count < 0:

@@ -16,10 +16,6 @@ def anchor(name: str) -> Anchor:
     return Anchor(name.partition(":")[0], name.encode())
 
 
-def person_id(best_key: bytes) -> bytes:
-    return b"person of " + best_key
-
-
 class MemoryStore:
     """A graph store in dictionaries that applies each regrouping, checking that it says all that changed."""
 
@@ -72,7 +68,7 @@ class MemoryStore:
         """Return the members of every person among the nodes that have an edge."""
         grouped: dict[bytes, set[bytes]] = {}
         for key in self.edges:
-            grouped.setdefault(self.persons.get(key, person_id(key)), set()).add(key)
+            grouped.setdefault(self.persons.get(key, key), set()).add(key)
         return {person: frozenset(members) for person, members in grouped.items()}
 
     def refused(self) -> set[tuple[bytes, bytes, int]]:
@@ -93,7 +89,7 @@ class World:
 
     def __init__(self, namespaces: Mapping[str, Namespace]) -> None:
         self.store = MemoryStore()
-        self.graph = IdentityGraph(self.store, namespaces, person_id)
+        self.graph = IdentityGraph(self.store, namespaces)
 
     def link(self, one: str, other: str, event_time: int = 0, kind: LinkKind = LinkKind.LOGIN) -> Regrouping | None:
         change = self.graph.link(anchor(one), anchor(other), kind, event_time)
@@ -107,7 +103,7 @@ class World:
 
     def together(self, *names: str) -> bool:
         """Return whether all the named identifiers are one person."""
-        return len({self.store.persons.get(name.encode(), person_id(name.encode())) for name in names}) == 1
+        return len({self.store.persons.get(name.encode(), name.encode()) for name in names}) == 1
 
 
 def people_of(links: Sequence[Link], namespaces: Mapping[str, Namespace]) -> dict[bytes, frozenset[bytes]]:
@@ -137,7 +133,7 @@ def people_of(links: Sequence[Link], namespaces: Mapping[str, Namespace]) -> dic
     def best(group: frozenset[bytes]) -> bytes:
         return min(group, key=lambda key: (namespaces[name_of[key]].priority, key))
 
-    return {person_id(best(group)): group for group in groups}
+    return {best(group): group for group in groups}
 
 
 def _is_generic(

@@ -14,6 +14,7 @@ from tailorbird.engine.items import Item
 from tailorbird.engine.profile import FeatureValue, Profile
 from tailorbird.engine.requests import Decision
 from tailorbird.engine.signals import Outcome, Signal, Status
+from tailorbird.engine.store import HEAD_ROW, IDENTIFIER_ROW, LIST_ROWS
 
 SECOND_MS = 1_000
 MINUTE_MS = 60_000
@@ -157,9 +158,17 @@ class Shop:
         return self.engine.profile(identifiers).person_id
 
     def rows(self, table: str) -> dict[bytes, bytes]:
-        """Return every row of one table of the state."""
+        """Return every row of one table of the state; of `people`, which holds three kinds, one kind by its name."""
         store = self.engine._store
         with store.reading() as txn:
+            if table == "identifiers":
+                return {
+                    key[:16]: row for key, row in txn.cursor(db=store.tables["people"]) if key[16:] == IDENTIFIER_ROW
+                }
+            if table == "people":
+                return {key[:16]: row for key, row in txn.cursor(db=store.tables["people"]) if key[16:] == HEAD_ROW}
+            if table == "lists":
+                return {key: row for key, row in txn.cursor(db=store.tables["people"]) if key[16] >= LIST_ROWS}
             return dict(txn.cursor(db=store.tables[table]))
 
     def key(self, namespace: str, value: str) -> bytes:
