@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TypedDict
 
@@ -21,7 +22,7 @@ class DecideRequest(msgspec.Struct, frozen=True, kw_only=True):
     placement: str
     identifiers: dict[str, str] = {}
     context: dict[str, str] = {}
-    candidates: tuple[str, ...] = ()
+    candidates: Sequence[str] = ()
     at: int = 0
     k: int = 0
     events: tuple[Signal, ...] = ()
@@ -35,7 +36,7 @@ class DecideRequestFields(TypedDict, total=False):
     placement: str
     identifiers: dict[str, str]
     context: dict[str, str]
-    candidates: tuple[str, ...]
+    candidates: Sequence[str]
     at: int
     k: int
     events: tuple[Signal, ...]

@@ -17,6 +17,8 @@ cdef extern from "Python.h":
     void* PyUnicode_DATA(PyObject* text)
     Py_ssize_t PyUnicode_GET_LENGTH(PyObject* text)
 
+from tailorbird.native.wire cimport Ids
+
 import numpy as np
 
 cdef extern from "<stdlib.h>" nogil:
@@ -163,6 +165,22 @@ cdef void* _grown(void* old, size_t old_bytes, size_t new_bytes) except NULL:
     memset(<char*>fresh + old_bytes, 0, new_bytes - old_bytes)
     free(old)
     return fresh
+
+
+cdef object _fast(ids):
+    """Return a sequence of ids as one that is read without calls."""
+    return ids if type(ids) is Ids else PySequence_Fast(ids, "expected a sequence of ids")
+
+
+cdef int _read_texts(ids, Py_ssize_t first, Py_ssize_t count, const char** texts, size_t* lengths) except -1:
+    """Write where the texts of a list or tuple are, while the objects of those behind are on their way."""
+    cdef PyObject** objects = PySequence_Fast_ITEMS(ids)
+    cdef Py_ssize_t end = PySequence_Fast_GET_SIZE(ids), i
+    for i in range(count):
+        if first + i + TB_AHEAD < end:
+            tb_prefetch(objects[first + i + TB_AHEAD])
+        texts[i] = _utf8(objects[first + i], &lengths[i])
+    return 0
 
 
 cdef inline const char* _utf8(PyObject* text, size_t* length) except NULL:
@@ -495,24 +513,25 @@ cdef class ItemTable:
 
     def lookup(self, ids not None):
         """Return (numbers uint32 in the order of `ids`, how many are unknown); unknown ids are `UNKNOWN_ITEM`."""
-        texts = PySequence_Fast(ids, "expected a sequence of ids")
-        out = np.empty(PySequence_Fast_GET_SIZE(texts), np.uint32)
+        ids = _fast(ids)
+        out = np.empty(len(ids), np.uint32)
         cdef uint32_t[::1] numbers = out
-        return out, self._find(texts, &numbers[0]) if out.size else 0
+        return out, self._find(ids, &numbers[0]) if out.size else 0
 
-    cdef Py_ssize_t _find(self, texts, uint32_t* numbers) except -1:
-        """Look a list or tuple of ids up; return how many are unknown."""
-        cdef PyObject** objects = PySequence_Fast_ITEMS(texts)
-        cdef Py_ssize_t total = PySequence_Fast_GET_SIZE(texts), unknown = 0, first, count, i
-        cdef const char* pointers[TB_LOOKUP_BATCH]
+    cdef Py_ssize_t _find(self, ids, uint32_t* numbers) except -1:
+        """Look ids up as `_fast` gives them; return how many are unknown."""
+        cdef const char* texts[TB_LOOKUP_BATCH]
         cdef size_t lengths[TB_LOOKUP_BATCH]
+        cdef Py_ssize_t total = len(ids), unknown = 0, first, count
+        cdef Ids given = ids if type(ids) is Ids else None
         for first in range(0, total, TB_LOOKUP_BATCH):
             count = min(total - first, <Py_ssize_t>TB_LOOKUP_BATCH)
-            for i in range(count):
-                if first + i + TB_AHEAD < total:
-                    tb_prefetch(objects[first + i + TB_AHEAD])
-                pointers[i] = _utf8(objects[first + i], &lengths[i])
-            unknown += tb_id_find_batch(self.slots, self.slot_mask, &self.items, pointers, lengths, count, numbers + first)
+            if given is None:
+                _read_texts(ids, first, count, texts, lengths)
+                unknown += tb_id_find_batch(self.slots, self.slot_mask, &self.items, texts, lengths, count, numbers + first)
+            else:
+                unknown += tb_id_find_batch(self.slots, self.slot_mask, &self.items, given.texts + first, given.lengths + first,
+                                            count, numbers + first)
         return unknown
 
     def set_counts(self, const uint32_t[::1] items not None, const double[::1] counts not None):
@@ -655,12 +674,12 @@ cdef class ItemTable:
         """Rank the items with these ids; return how many are unknown."""
         cdef uint32_t few[TB_LOOKUP_BATCH]
         cdef uint32_t* numbers = few
-        texts = PySequence_Fast(ids, "expected a sequence of ids")
-        cdef Py_ssize_t total = PySequence_Fast_GET_SIZE(texts), unknown
+        ids = _fast(ids)
+        cdef Py_ssize_t total = len(ids), unknown
         if total > TB_LOOKUP_BATCH:
             numbers = <uint32_t*>_grown(NULL, 0, total * sizeof(uint32_t))
         try:
-            unknown = self._find(texts, numbers)
+            unknown = self._find(ids, numbers)
             self._rank(evidence, rules, numbers, total, k, heap, ranking)
         finally:
             if numbers != few:

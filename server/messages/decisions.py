@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
-from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, Tier
+from google.protobuf.message import DecodeError
+
+from tailorbird.engine.errors import CallerError
+from tailorbird.engine.requests import DecideRequest, Reason, Tier
+from tailorbird.native.wire import DecisionEncoder, decode_decide
 from tailorbird.server.messages.pairs import context_from, identifiers_from
 from tailorbird.server.messages.signals import signal_from
+from tailorbird.server.messages.wire import decode
 from tailorbird.v1 import decision_service_pb2 as api
+from tailorbird.v1 import signal_pb2
 
-_TIERS = {
-    Tier.PERSON: api.TIER_PERSON,
-    Tier.CONTEXT: api.TIER_CONTEXT,
-    Tier.POPULAR: api.TIER_POPULAR,
-    Tier.CATALOGUE: api.TIER_CATALOGUE,
-    Tier.EMPTY: api.TIER_EMPTY,
-}
-_REASONS = {
-    Reason.BOUGHT_TOGETHER: api.ITEM_REASON_KIND_BOUGHT_TOGETHER,
-    Reason.AFFINITY: api.ITEM_REASON_KIND_AFFINITY,
-    Reason.MODEL: api.ITEM_REASON_KIND_MODEL,
-    Reason.POPULAR_IN_CONTEXT: api.ITEM_REASON_KIND_POPULAR_IN_CONTEXT,
-    Reason.POPULAR: api.ITEM_REASON_KIND_POPULAR,
-    Reason.NEW: api.ITEM_REASON_KIND_NEW,
-}
+# In the order of their numbers in decision_service.proto, from 1.
+TIERS = (Tier.PERSON, Tier.CONTEXT, Tier.POPULAR, Tier.CATALOGUE, Tier.EMPTY)
+REASONS = (
+    Reason.BOUGHT_TOGETHER,
+    Reason.AFFINITY,
+    Reason.MODEL,
+    Reason.POPULAR_IN_CONTEXT,
+    Reason.POPULAR,
+    Reason.NEW,
+)
+write_decision = DecisionEncoder(REASONS, TIERS).encode
 
 
-def request_from(message: api.DecideRequest) -> DecideRequest:
-    """Return the engine's request. Raises `CallerError` for what the message alone shows to be wrong."""
+def read_request(data: bytes, candidates_max: int) -> DecideRequest:
+    """Return the engine's request. Raises `CallerError` for what the bytes alone show to be wrong."""
+    found = decode_decide(data, candidates_max)
+    if found is None:
+        return _request_from(decode(api.DecideRequest, data), candidates_max)
+    placement, identifiers, context, candidates, at, k, events, request_id, min_position = found
+    try:
+        messages = [signal_pb2.Signal.FromString(event) for event in events] if events else []
+    except DecodeError:
+        return _request_from(decode(api.DecideRequest, data), candidates_max)
+    return DecideRequest(
+        placement=placement,
+        identifiers=identifiers,
+        context=context,
+        candidates=candidates,
+        at=at,
+        k=k,
+        events=tuple([signal_from(message) for message in messages]),
+        request_id=request_id,
+        min_position=min_position,
+    )
+
+
+def _request_from(message: api.DecideRequest, candidates_max: int) -> DecideRequest:
+    """Return the request of a message; for what `read_request` leaves to protobuf's own codec."""
+    if len(message.candidate_ids) > candidates_max:
+        # The engine says the same; asked here, a million ids are not made into a tuple first.
+        raise CallerError(
+            "TOO_MANY_CANDIDATES",
+            f"expected at most limits.candidates_max = {candidates_max} candidate_ids, got "
+            f"{len(message.candidate_ids)}; send fewer, or none to let the placement find its own",
+        )
     return DecideRequest(
         placement=message.placement,
         identifiers=identifiers_from(message.identifiers),
@@ -36,34 +68,4 @@ def request_from(message: api.DecideRequest) -> DecideRequest:
         events=tuple(signal_from(event) for event in message.events),
         request_id=message.request_id,
         min_position=message.min_position,
-    )
-
-
-def decision_message(decision: Decision) -> api.DecideResponse:
-    """Return the answer of a decision."""
-    return api.DecideResponse(
-        decision_id=decision.decision_id,
-        items=[_item(item) for item in decision.items],
-        tier=_TIERS[decision.tier],
-        completeness=decision.completeness,
-        profile_age_ms=decision.profile_age_ms if decision.profile_age_ms >= 0 else None,
-        masked_count=decision.masked_count,
-        excluded_count=decision.excluded_count,
-        candidate_count=decision.candidate_count,
-        unknown_candidate_count=decision.unknown_candidate_count,
-        position=decision.position,
-        configuration_version=decision.configuration_version,
-        at_ms=decision.at,
-        person_id=decision.person_id,
-        degraded=decision.degraded,
-        placement=decision.placement,
-    )
-
-
-def _item(item: DecidedItem) -> api.DecidedItem:
-    return api.DecidedItem(
-        item_id=item.id,
-        score=item.score,
-        propensity=item.propensity,
-        reasons=[api.ItemReason(kind=_REASONS[reason.reason], detail=reason.detail) for reason in item.reasons],
     )

@@ -10,7 +10,7 @@ from tailorbird.engine.profile import FeatureStatus, FeatureValue, Profile
 from tailorbird.engine.requests import DecidedItem, Decision, Reason, ReasonDetail, Tier
 from tailorbird.engine.signals import IngestReport, Outcome, Status
 from tailorbird.server.messages.consent import choice_from, standing_messages
-from tailorbird.server.messages.decisions import decision_message, request_from
+from tailorbird.server.messages.decisions import read_request, write_decision
 from tailorbird.server.messages.items import item_from
 from tailorbird.server.messages.profiles import profile_message
 from tailorbird.server.messages.signals import report_message, signal_from
@@ -162,7 +162,7 @@ def test_every_data_type_and_purpose_has_a_name_on_the_wire() -> None:
 def test_a_decision_is_answered_whole() -> None:
     reasons = tuple(ReasonDetail(reason, f"about {reason}") for reason in Reason)
     for tier in Tier:
-        message = decision_message(
+        written = write_decision(
             Decision(
                 decision_id="d1",
                 placement="home",
@@ -181,6 +181,7 @@ def test_a_decision_is_answered_whole() -> None:
                 degraded=("NO_PROFILE",),
             )
         )
+        message = decision_service_pb2.DecideResponse.FromString(written)
         assert decision_service_pb2.Tier.Name(message.tier) == f"TIER_{tier.name}"
         assert message.HasField("profile_age_ms")
         assert [message.masked_count, message.excluded_count, message.candidate_count] == [1, 2, 3]
@@ -190,7 +191,7 @@ def test_a_decision_is_answered_whole() -> None:
 
 
 def test_a_request_arrives_whole() -> None:
-    request = request_from(
+    request = read_request(
         decision_service_pb2.DecideRequest(
             placement="home",
             identifiers=[identity_pb2.Identifier(namespace="user_id", value="7")],
@@ -201,10 +202,11 @@ def test_a_request_arrives_whole() -> None:
             events=[signal_pb2.Signal(type="product_viewed", event_time_ms=4)],
             request_id="r1",
             min_position=9,
-        )
+        ).SerializeToString(),
+        10,
     )
     assert (request.placement, request.identifiers, request.context) == ("home", {"user_id": "7"}, {"device": "phone"})
-    assert (request.candidates, request.at, request.k) == (("b", "a"), 5, 3)
+    assert (list(request.candidates), request.at, request.k) == (["b", "a"], 5, 3)
     assert (request.events[0].event_time, request.request_id, request.min_position) == (4, "r1", 9)
 
 
