@@ -29,6 +29,7 @@ import lmdb
 import numpy as np
 
 from tailorbird.bench.measure import Paired, Timings, private_bytes, time_paired, written_bytes
+from tailorbird.bench.musts import Must
 from tailorbird.bench.workload import AT, CONSENT, CONTEXT, identifiers, item_id, load_signals
 from tailorbird.engine import Engine
 from tailorbird.engine.consent import parse_choice
@@ -44,6 +45,7 @@ METHOD = (
     "with sync=True; alternating groups, one process, same file system, people by Zipf 1, consent given before"
 )
 ORDER_CONSENT = parse_choice("granted:behavioural,contextual,transactional,device", "contract")
+MUSTS = (Must("events_per_s_over_lmdb_put", at_least=0.1),)
 GROUP = 1_000
 ITEMS = 10_000
 WARM_UP_GROUPS = 3
