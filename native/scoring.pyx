@@ -24,9 +24,6 @@ import numpy as np
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** pointer, size_t alignment, size_t size)
 
-cdef extern from "xxh64.h" nogil:
-    uint64_t tb_xxh64(const void* data, size_t length, uint64_t seed)
-
 cdef extern from "scoring.h" nogil:
     enum: TB_LIVE
     enum: TB_LANES
@@ -127,6 +124,7 @@ cdef extern from "scoring.h" nogil:
     tb_item* tb_item_at(const tb_items* items, uint32_t number)
     int16_t* tb_item_embedding(tb_item* item)
     const char* tb_item_id(const tb_items* items, const tb_item* item)
+    uint64_t tb_id_hash(const char* id_, size_t length)
     void tb_id_insert(tb_id_slot* slots, uint64_t slot_mask, uint64_t hash_, uint32_t number)
     size_t tb_id_find_batch(const tb_id_slot* slots, uint64_t slot_mask, const tb_items* items, const char** ids,
                             const size_t* lengths, size_t count, uint32_t* numbers)
@@ -433,7 +431,7 @@ cdef class ItemTable:
             self.slots[i].number = TB_UNKNOWN
         for number in range(self.items.count):
             item = tb_item_at(&self.items, number)
-            tb_id_insert(self.slots, self.slot_mask, tb_xxh64(tb_item_id(&self.items, item), item.id_length, 0), number)
+            tb_id_insert(self.slots, self.slot_mask, tb_id_hash(tb_item_id(&self.items, item), item.id_length), number)
         return 0
 
     cdef int _name(self, uint32_t number, str item_id) except -1:
@@ -463,7 +461,7 @@ cdef class ItemTable:
             memcpy(self.arena + self.arena_used, text, length)
             item.id.offset = self.arena_used
             self.arena_used += length
-        tb_id_insert(self.slots, self.slot_mask, tb_xxh64(text, length, 0), number)
+        tb_id_insert(self.slots, self.slot_mask, tb_id_hash(text, length), number)
         self.items.count = number + 1
         return 0
 
