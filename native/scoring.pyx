@@ -604,7 +604,7 @@ cdef class ItemTable:
     def rank(self, candidates, Py_ssize_t k, uint32_t now_s, Prior prior not None, *, bint require_stock=True,
              const uint8_t[::1] allowed=None, tuple together=None, tuple affinities=(), const float[::1] vector=None,
              bint vector_log=False, double notable=1.1, double[:, ::1] parts=None):
-        """Return (winners, candidate_count, excluded_count, eligible_count, unknown_count), winners best first.
+        """Return (winners, their numbers, candidate_count, excluded_count, eligible_count, unknown_count), winners best first.
 
         `candidates` are item ids (a sequence of str), or item numbers (uint32), unknown ones passed over, or None for every
         item; one that was met since `begin` is not met again. `affinities` are (attribute index, keys uint64, lifts float64,
@@ -623,7 +623,7 @@ cdef class ItemTable:
         cdef tb_ranked few[TB_BATCH]
         cdef tb_ranked* heap = few
         cdef const uint32_t[::1] numbers
-        cdef size_t unknown = 0
+        cdef size_t unknown = 0, i
         if parts is not None and (parts.shape[0] < k or parts.shape[1] != 5):
             raise ValueError(f"expected `parts` of {k} rows of 5, got {parts.shape[0]} of {parts.shape[1]}")
         if k < 1 or k > 65536:
@@ -654,10 +654,11 @@ cdef class ItemTable:
             else:
                 unknown = self._rank_ids(&evidence, &rules, candidates, k, heap, &ranking)
             winners = self._winners(&evidence, heap, ranking.kept, ranking.estimate_sum, ranking.score_sum, notable, parts)
+            ranked = tuple([heap[i].item for i in range(ranking.kept)])
         finally:
             if heap != few:
                 free(heap)
-        return winners, ranking.candidate_count, ranking.excluded_count, ranking.eligible_count, unknown
+        return winners, ranked, ranking.candidate_count, ranking.excluded_count, ranking.eligible_count, unknown
 
     cdef void _rank(self, const tb_evidence* evidence, const tb_rules* rules, const uint32_t* numbers, size_t count, size_t k,
                     tb_ranked* heap, tb_ranking* ranking) noexcept:

@@ -77,7 +77,8 @@ def ranked(
         named["together"] = together, touched if touched is not None else u32(), *strengths
     table.begin()
     table.exclude(excluded)
-    winners, *counts, unknown = table.rank(candidates, k, now_s, prior, parts=parts, **named)
+    winners, numbers, *counts, unknown = table.rank(candidates, k, now_s, prior, parts=parts, **named)
+    assert numbers == tuple(winner[0] for winner in winners)
     if candidates is None or isinstance(candidates, np.ndarray):
         assert unknown == 0
     else:
@@ -394,9 +395,9 @@ def test_a_further_ranking_meets_nothing_again_and_keeps_what_is_excluded() -> N
     table = table_of(shelf(5))
     table.begin()
     table.exclude([0])
-    first, *counts = table.rank(["b", "a", "b"], 3, NOW_S, Prior())
+    first, _, *counts = table.rank(["b", "a", "b"], 3, NOW_S, Prior())
     assert ([winner[1] for winner in first], counts) == (["b"], [2, 1, 1, 0])
-    second, *counts = table.rank(u32(0, 1, 2), 3, NOW_S, Prior())
+    second, _, *counts = table.rank(u32(0, 1, 2), 3, NOW_S, Prior())
     assert ([winner[1] for winner in second], counts) == (["c"], [1, 0, 1, 0])
     table.begin()
     assert [winner[1] for winner in table.rank(None, 2, NOW_S, Prior())[0]] == ["a", "b"]
