@@ -5,7 +5,7 @@ from tailorbird.engine.engine import Engine
 from tailorbird.engine.errors import CallerError, InternalError, TailorbirdError, Unavailable
 from tailorbird.engine.items import Item
 from tailorbird.engine.profile import FeatureStatus, Profile
-from tailorbird.engine.requests import DecideRequest, Decision, Reason, Tier
+from tailorbird.engine.requests import DecideRequest, Decision, PagePart, PageRequest, Reason, Tier
 from tailorbird.engine.signals import IngestReport, Outcome, Signal, Status
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "InternalError",
     "Item",
     "Outcome",
+    "PagePart",
+    "PageRequest",
     "Profile",
     "Purpose",
     "Reason",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +16,7 @@ from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.configuration import Placement
 from tailorbird.engine.consent import ConsentMasks, DataType, Purpose, bit, permitted
 from tailorbird.engine.dayparts import DAYPART, with_daypart
-from tailorbird.engine.errors import CallerError, NotFound, Unavailable
+from tailorbird.engine.errors import CallerError, NotFound, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Chain, Evidence
 from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
@@ -73,6 +73,8 @@ _NO_WEIGHTS = np.zeros(0, np.float32)
 
 # Items with the times (ms) they were met at; and of an attribute its index, the person's values, their lifts, any other's.
 Mentions = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
+# A decision, the fragment its serving belongs to (empty: not to be recorded), and the numbers of its items.
+Answer = tuple[Decision, bytes, tuple[int, ...]]
 Affinity = tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]
 
 
@@ -162,23 +164,52 @@ class Decider:
 
     # ---- the decision --------------------------------------------------------------------------------------------
 
-    def decide(self, request: DecideRequest, now: int) -> tuple[Decision, bytes, tuple[int, ...]]:
-        """Return the decision, the fragment its serving belongs to (empty: not to be recorded), and the item numbers."""
+    def decide(self, request: DecideRequest, now: int) -> Answer:
+        """Return the decision on one request."""
         txn = self._begin()
         try:
-            head = self.evidence.follow(txn)
-            if head.position < request.min_position:
-                raise Unavailable(
-                    "POSITION_NOT_REACHED",
-                    f"expected a state of min_position {request.min_position}, got {head.position}; try again",
-                )
-            return self._decide(txn, request, request.at or now)
+            return self._answer(txn, request, now, ())
         finally:
             txn.abort()
 
-    def _decide(
-        self, txn: lmdb.Transaction[bytes], request: DecideRequest, at: int
-    ) -> tuple[Decision, bytes, tuple[int, ...]]:
+    def decide_page(self, requests: Sequence[DecideRequest], now: int) -> list[Answer]:
+        """Return the decisions on the placements of one page, of one moment, no item twice: the earlier placement has it."""
+        txn = self._begin()
+        try:
+            answers: list[Answer] = []
+            on_page: list[int] = []
+            for request in requests:
+                answers.append(self._answer(txn, request, now, on_page))
+                on_page += answers[-1][2]
+            return answers
+        finally:
+            txn.abort()
+
+    def decide_each(
+        self, requests: Iterable[DecideRequest], now: int
+    ) -> Generator[Answer | TailorbirdError, None, None]:
+        """Yield the decision on each request, or why there is none, all of one moment."""
+        txn = self._begin()
+        try:
+            for request in requests:
+                try:
+                    answer: Answer | TailorbirdError = self._answer(txn, request, now, ())
+                except TailorbirdError as error:
+                    answer = error
+                yield answer
+        finally:
+            txn.abort()
+
+    def _answer(self, txn: lmdb.Transaction[bytes], request: DecideRequest, now: int, refused: Sequence[int]) -> Answer:
+        head = self.evidence.follow(txn)
+        if head.position < request.min_position:
+            raise Unavailable(
+                "POSITION_NOT_REACHED",
+                f"expected a state of min_position {request.min_position}, got {head.position}; try again",
+            )
+        return self._decide(txn, request, request.at or now, refused)
+
+    def _decide(self, txn: lmdb.Transaction[bytes], request: DecideRequest, at: int, refused: Sequence[int]) -> Answer:
         evidence = self.evidence
         compiled = self._take_up_configuration()
         placed = self._placed.get(request.placement)
@@ -205,6 +236,8 @@ class Decider:
         chain = evidence.chain(context)
         items = evidence.catalogue.items
         items.begin()
+        if refused:
+            items.exclude(refused)
         known = self._known(person, placed, given, at)
 
         together: Together | None = None

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -20,9 +20,9 @@ from tailorbird.engine.admission import ITEM_ID_BYTES_MAX
 from tailorbird.engine.compiled import compile_configuration, namespaces_of
 from tailorbird.engine.configuration import Configuration, Limits, parse_configuration, read_configuration
 from tailorbird.engine.consent import ConsentChoice
-from tailorbird.engine.decider import Decider
+from tailorbird.engine.decider import Answer, Decider
 from tailorbird.engine.directory import Directory, sync_folder, write_durably
-from tailorbird.engine.errors import CallerError, Damaged, NotFound, PreconditionFailed, Unavailable
+from tailorbird.engine.errors import CallerError, Damaged, NotFound, PreconditionFailed, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Evidence
 from tailorbird.engine.facts import (
     ConsentFact,
@@ -39,7 +39,7 @@ from tailorbird.engine.items import Item
 from tailorbird.engine.log import LocalLog
 from tailorbird.engine.profile import Profile
 from tailorbird.engine.profiles import read_profile
-from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision
+from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision, PageRequest
 from tailorbird.engine.signals import IngestReport, Signal
 from tailorbird.engine.state import read_layouts
 from tailorbird.engine.store import Head, Store
@@ -83,10 +83,13 @@ class Engine:
         self._writer = Writer(store, log, hasher, clock, configuration.limits.map_bytes) if lock is not None else None
         self._evidence = Evidence(store, directory.models)
         self._decider = Decider(store, self._evidence, hasher, self._recently_served)
+        self._idle_deciders: list[Decider] = []  # of batches
+        self._batch_count = 0
         self._closed = False
         self._servings: list[ServedFact] = []
         self.servings_dropped_count = 0
         self._served: dict[bytes, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+        self._served_in_batches: dict[bytes, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -224,6 +227,7 @@ class Engine:
         self._writer = Writer(self._store, self._log, self._hasher, self._clock, limits.map_bytes)
         self._evidence = Evidence(self._store, self.directory.models)
         self._decider = Decider(self._store, self._evidence, self._hasher, self._recently_served)
+        self._idle_deciders.clear()
 
     def close(self) -> None:
         """Write what waits, and let go of the directory."""
@@ -378,13 +382,74 @@ class Engine:
         if request is None:
             request = DecideRequest(**fields)
         with self._turn:
-            decision, served_key, items = self._decider.decide(request, self._clock())
-            if served_key and items and self._writer is not None:
-                self._servings.append(ServedFact(served_key, decision.placement, decision.at, items))
-                self._served[served_key].append((decision.at, items))
-                if len(self._servings) >= SERVINGS_QUEUED_MAX:
-                    self._relieve_servings()
-            return decision
+            return self._record(self._decider.decide(request, self._clock()))
+
+    def decide_page(self, request: PageRequest) -> list[Decision]:
+        """Return the decisions on the placements of one page, in their order, of one moment, and no item twice.
+
+        Raises as `decide`, and `CallerError` PAGE_TOO_LARGE.
+        """
+        limit = self.configuration.limits.page_placements_max
+        if not 1 <= len(request.parts) <= limit:
+            raise CallerError(
+                "PAGE_TOO_LARGE",
+                f"expected 1 to limits.page_placements_max = {limit} placements, got {len(request.parts)}; split the page",
+            )
+        with self._turn:
+            return [self._record(answer) for answer in self._decider.decide_page(request.requests(), self._clock())]
+
+    def decide_each(self, requests: Sequence[DecideRequest]) -> Generator[Decision | TailorbirdError, None, None]:
+        """Yield the decision on each of a batch of independent requests, or why there is none, all of one moment.
+
+        Other decisions may be made between two of them; they see what is newest. Raises `CallerError` BATCH_TOO_LARGE.
+        """
+        limits = self.configuration.limits
+        candidate_count = sum(len(request.candidates) for request in requests)
+        if len(requests) > limits.batch_decisions_max or candidate_count > limits.batch_candidates_max:
+            raise CallerError(
+                "BATCH_TOO_LARGE",
+                f"expected at most limits.batch_decisions_max = {limits.batch_decisions_max} requests of "
+                f"limits.batch_candidates_max = {limits.batch_candidates_max} candidates in all, got {len(requests)} of "
+                f"{candidate_count}; send several batches",
+            )
+        return self._decide_each(requests)
+
+    def _decide_each(self, requests: Sequence[DecideRequest]) -> Generator[Decision | TailorbirdError, None, None]:
+        # What a batch reads stays of its moment while other decisions go on with newer ones: it has evidence of its own.
+        with self._turn:
+            if self._idle_deciders:
+                decider = self._idle_deciders.pop()
+            else:
+                evidence = Evidence(self._store, self.directory.models)
+                decider = Decider(self._store, evidence, self._hasher, self._recently_served)
+            answers = decider.decide_each(requests, self._clock())
+            self._batch_count += 1
+        try:
+            for _ in requests:
+                with self._turn:
+                    answer = next(answers)
+                    decided = answer if isinstance(answer, TailorbirdError) else self._record(answer)
+                yield decided
+        finally:
+            with self._turn:
+                answers.close()
+                if decider.store is self._store:
+                    self._idle_deciders.append(decider)
+                self._batch_count -= 1
+                if not self._batch_count:
+                    self._served_in_batches.clear()
+
+    def _record(self, answer: Answer) -> Decision:
+        """Remember what was served, so that it is not served again, until it is written."""
+        decision, served_key, items = answer
+        if served_key and items and self._writer is not None:
+            self._servings.append(ServedFact(served_key, decision.placement, decision.at, items))
+            self._served[served_key].append((decision.at, items))
+            if self._batch_count:  # A batch does not see what is written meanwhile.
+                self._served_in_batches[served_key].append((decision.at, items))
+            if len(self._servings) >= SERVINGS_QUEUED_MAX:
+                self._relieve_servings()
+        return decision
 
     def warm(self) -> None:
         """Map the state and fill what decisions fill as they go, so that no caller has to wait for it."""
@@ -442,7 +507,8 @@ class Engine:
     # ---- servings ------------------------------------------------------------------------------------------------
 
     def _recently_served(self, fragment: bytes, at: int) -> list[tuple[int, tuple[int, ...]]]:
-        return self._served.get(fragment, [])
+        served = self._served.get(fragment, [])
+        return served + self._served_in_batches.get(fragment, []) if self._batch_count else served
 
     def _relieve_servings(self) -> None:
         """Write the servings that wait, or, where nothing can be written, forget the oldest: decisions go on."""

@@ -30,6 +30,43 @@ class DecideRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_position: int = 0
 
 
+class PagePart(msgspec.Struct, frozen=True, kw_only=True):
+    """One placement of a page; see `DecideRequest` for the fields."""
+
+    placement: str
+    candidates: Sequence[str] = ()
+    k: int = 0
+
+
+class PageRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Several placements shown to one visitor at once, in the order of their importance; see `DecideRequest` for the fields."""
+
+    parts: tuple[PagePart, ...]
+    identifiers: dict[str, str] = {}
+    context: dict[str, str] = {}
+    at: int = 0
+    events: tuple[Signal, ...] = ()
+    request_id: str = ""
+    min_position: int = 0
+
+    def requests(self) -> list[DecideRequest]:
+        """Return what is asked for each placement."""
+        return [
+            DecideRequest(
+                placement=part.placement,
+                identifiers=self.identifiers,
+                context=self.context,
+                candidates=part.candidates,
+                at=self.at,
+                k=part.k,
+                events=self.events,
+                request_id=f"{self.request_id}/{number}" if self.request_id else "",
+                min_position=self.min_position,
+            )
+            for number, part in enumerate(self.parts)
+        ]
+
+
 class DecideRequestFields(TypedDict, total=False):
     """The fields of a `DecideRequest`, for callers who name them one by one."""
 

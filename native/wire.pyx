@@ -177,7 +177,7 @@ def decode_decide(bytes data not None, Py_ssize_t candidates_max):
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
 cdef class DecisionEncoder:
-    """Writes decisions as DecideResponse.
+    """Writes decisions: of one request, of a page, of a batch.
 
     `reasons` and `tiers` are the engine's members in the order of their numbers on the wire, from 1.
     """
@@ -195,8 +195,42 @@ cdef class DecisionEncoder:
         free(self.buffer)
 
     def encode(self, decision):
-        """Return the encoded answer of an engine's `Decision`."""
+        """Return a `Decision` as DecideResponse."""
         self.used = 0
+        self._decision(decision)
+        return self._encoded()
+
+    def encode_page(self, decisions):
+        """Return the `Decision`s of a page as DecidePageResponse."""
+        cdef size_t start
+        self.used = 0
+        for decision in decisions:
+            start = self._open(1)
+            self._decision(decision)
+            self._close(start)
+        return self._encoded()
+
+    def encode_batch(self, outcomes):
+        """Return outcomes, each a `Decision` or (reason, message), as DecideBatchResponse."""
+        cdef size_t outer, inner
+        self.used = 0
+        for outcome in outcomes:
+            outer = self._open(1)
+            if type(outcome) is tuple:
+                inner = self._open(2)
+                self._text(1, outcome[0])
+                self._text(2, outcome[1])
+            else:
+                inner = self._open(1)
+                self._decision(outcome)
+            self._close(inner)
+            self._close(outer)
+        return self._encoded()
+
+    cdef bytes _encoded(self):
+        return PyBytes_FromStringAndSize(<const char*>self.buffer, self.used)
+
+    cdef int _decision(self, decision) except -1:
         self._text(1, decision.decision_id)
         for item in decision.items:
             self._item(item)
@@ -214,8 +248,7 @@ cdef class DecisionEncoder:
         self._text(13, decision.person_id)
         for name in decision.degraded:
             self._any_text(14, name)
-        self._text(15, decision.placement)
-        return PyBytes_FromStringAndSize(<const char*>self.buffer, self.used)
+        return self._text(15, decision.placement)
 
     cdef int _item(self, item) except -1:
         cdef size_t start = self._open(2)

@@ -21,10 +21,13 @@ SERVICES = (
 def build_table(engine: Engine, writer: GroupWriter) -> HandlerTable:
     """Return the API's handlers: reads happen where they are called, writes go through `writer`."""
     catalog = CatalogHandlers(engine, writer)
+    decisions = DecisionHandlers(engine, writer)
     return {
         "/tailorbird.v1.CatalogService/DeleteItems": Unary(catalog.delete_items),
         "/tailorbird.v1.CatalogService/PutItems": Unary(catalog.put_items),
-        "/tailorbird.v1.DecisionService/Decide": Unary(DecisionHandlers(engine, writer).decide, prompt=True),
+        "/tailorbird.v1.DecisionService/Decide": Unary(decisions.decide, prompt=True),
+        "/tailorbird.v1.DecisionService/DecideBatch": Unary(decisions.decide_batch),
+        "/tailorbird.v1.DecisionService/DecidePage": Unary(decisions.decide_page, prompt=True),
         "/tailorbird.v1.ProfileService/GetProfile": Unary(ProfileHandlers(engine, writer).get_profile, prompt=True),
         "/tailorbird.v1.SignalService/Ingest": Unary(SignalHandlers(engine, writer).ingest),
     }

@@ -5,11 +5,11 @@ from __future__ import annotations
 from google.protobuf.message import DecodeError
 
 from tailorbird.engine.errors import CallerError
-from tailorbird.engine.requests import DecideRequest, Reason, Tier
+from tailorbird.engine.requests import DecideRequest, PagePart, PageRequest, Reason, Tier
 from tailorbird.native.wire import DecisionEncoder, decode_decide
 from tailorbird.server.messages.pairs import context_from, identifiers_from
 from tailorbird.server.messages.signals import signal_from
-from tailorbird.server.messages.wire import decode
+from tailorbird.server.messages.wire import decode, split_repeated
 from tailorbird.v1 import decision_service_pb2 as api
 from tailorbird.v1 import signal_pb2
 
@@ -23,7 +23,9 @@ REASONS = (
     Reason.POPULAR,
     Reason.NEW,
 )
-write_decision = DecisionEncoder(REASONS, TIERS).encode
+_ENCODER = DecisionEncoder(REASONS, TIERS)
+write_decision, write_page, write_batch = _ENCODER.encode, _ENCODER.encode_page, _ENCODER.encode_batch
+REQUESTS_FIELD = api.DecideBatchRequest.REQUESTS_FIELD_NUMBER
 
 
 def read_request(data: bytes, candidates_max: int) -> DecideRequest:
@@ -65,6 +67,34 @@ def _request_from(message: api.DecideRequest, candidates_max: int) -> DecideRequ
         candidates=tuple(message.candidate_ids),
         at=message.at_ms,
         k=message.item_count,
+        events=tuple(signal_from(event) for event in message.events),
+        request_id=message.request_id,
+        min_position=message.min_position,
+    )
+
+
+def read_batch(data: bytes, candidates_max: int) -> list[DecideRequest | CallerError]:
+    """Return each request of a batch, or what is wrong with it. Raises `CallerError` BAD_MESSAGE for what is no batch."""
+    found: list[DecideRequest | CallerError] = []
+    for element in split_repeated(data, REQUESTS_FIELD):
+        try:
+            found.append(read_request(element, candidates_max))
+        except CallerError as error:
+            found.append(error)
+    return found
+
+
+def read_page(data: bytes) -> PageRequest:
+    """Return the engine's request. Raises `CallerError` for what the bytes alone show to be wrong."""
+    message = decode(api.DecidePageRequest, data)
+    return PageRequest(
+        parts=tuple(
+            PagePart(placement=part.placement, candidates=tuple(part.candidate_ids), k=part.item_count)
+            for part in message.parts
+        ),
+        identifiers=identifiers_from(message.identifiers),
+        context=context_from(message.context),
+        at=message.at_ms,
         events=tuple(signal_from(event) for event in message.events),
         request_id=message.request_id,
         min_position=message.min_position,

@@ -32,6 +32,7 @@ from tests.server.conftest import Running, Serving
 
 NOW_MS = time.time_ns() // 1_000_000
 USER = [identity_pb2.Identifier(namespace="user_id", value="u1")]
+COUNTRY = identity_pb2.ContextEntry(name="country", value="GB")
 ITEM_IDS = ["mug", "lamp", "clock", "vase"]
 GRANTED = consent_pb2.ConsentChoice(
     entries=[
@@ -125,6 +126,58 @@ def test_an_order_is_in_force_in_the_next_decision_and_profile(running: Running)
         consent_pb2.DATA_TYPE_CONTEXTUAL,
         consent_pb2.DATA_TYPE_TRANSACTIONAL,
     }
+
+
+def test_a_page_is_answered_in_one_call_and_repeats_nothing(running: Running) -> None:
+    put_items(running)
+    stub = decision_service_pb2_grpc.DecisionServiceStub(running.channel)
+    parts = [decision_service_pb2.PagePart(placement="home", item_count=count) for count in (3, 3)]
+    page = stub.DecidePage(decision_service_pb2.DecidePageRequest(parts=parts, context=[COUNTRY]))
+    assert [len(decision.items) for decision in page.decisions] == [3, 1]
+    assert len({item for decision in page.decisions for item in item_ids(decision)}) == 4
+
+
+def test_a_batch_is_answered_in_order_with_its_failures_between(running: Running) -> None:
+    put_items(running)
+    stub = decision_service_pb2_grpc.DecisionServiceStub(running.channel)
+    asked = decision_service_pb2.DecideRequest
+    requests = [asked(placement="home"), asked(placement="nowhere"), asked(placement="home", candidate_ids=["vase"])]
+    good = decision_service_pb2.DecideBatchRequest(requests=requests)
+    damaged = good.SerializeToString() + b"\x0a\x02\x0a\xff"
+    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = running.channel.unary_unary(
+        "/tailorbird.v1.DecisionService/DecideBatch"
+    )
+    answer = decision_service_pb2.DecideBatchResponse.FromString(call(damaged))
+    assert [outcome.WhichOneof("outcome") for outcome in answer.outcomes] == [
+        "decision",
+        "failure",
+        "decision",
+        "failure",
+    ]
+    assert [outcome.failure.reason for outcome in answer.outcomes if outcome.HasField("failure")] == [
+        "UNKNOWN_PLACEMENT",
+        "BAD_MESSAGE",
+    ]
+    assert item_ids(answer.outcomes[2].decision) == ["vase"]
+    many = decision_service_pb2.DecideBatchRequest(requests=[asked(placement="home")] * 257)
+    code, reason, text = refusal(lambda: stub.DecideBatch(many))
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "BATCH_TOO_LARGE")
+    assert "limits.batch_decisions_max = 256" in text
+
+
+def test_decisions_go_on_while_a_batch_is_answered(running: Running) -> None:
+    put_items(running)
+    stub = decision_service_pb2_grpc.DecisionServiceStub(running.channel)
+    batch = decision_service_pb2.DecideBatchRequest(
+        requests=[decision_service_pb2.DecideRequest(placement="home", candidate_ids=ITEM_IDS * 60)] * 256
+    )
+    waiting = [stub.DecideBatch.future(batch) for _ in range(4)]
+    decided = 0
+    while not all(future.done() for future in waiting):
+        assert len(decide(running).items) == 3
+        decided += 1
+    assert decided > 0
+    assert [len(future.result().outcomes) for future in waiting] == [256] * 4
 
 
 def test_answers_hold_no_raw_identifier(running: Running) -> None:

@@ -12,7 +12,7 @@ from tailorbird.engine.errors import CallerError
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, ReasonDetail
 from tailorbird.native.wire import Ids, decode_decide
 from tailorbird.server.messages import decisions
-from tailorbird.server.messages.decisions import REASONS, TIERS, read_request, write_decision
+from tailorbird.server.messages.decisions import REASONS, TIERS, read_request, write_batch, write_decision, write_page
 from tailorbird.v1 import decision_service_pb2 as api
 from tailorbird.v1 import identity_pb2, signal_pb2
 
@@ -149,9 +149,9 @@ DECISIONS = st.builds(
 )
 
 
-@given(decision=DECISIONS)
-def test_a_decision_is_written_as_protobuf_writes_it(decision: Decision) -> None:
-    expected = api.DecideResponse(
+def message_of(decision: Decision) -> api.DecideResponse:
+    """Return the message that protobuf's codec would write."""
+    return api.DecideResponse(
         decision_id=decision.decision_id,
         items=[
             api.DecidedItem(
@@ -179,7 +179,30 @@ def test_a_decision_is_written_as_protobuf_writes_it(decision: Decision) -> None
         degraded=decision.degraded,
         placement=decision.placement,
     )
-    assert write_decision(decision) == expected.SerializeToString(deterministic=True)
+
+
+@given(decision=DECISIONS)
+def test_a_decision_is_written_as_protobuf_writes_it(decision: Decision) -> None:
+    assert write_decision(decision) == message_of(decision).SerializeToString(deterministic=True)
+
+
+@given(decisions=st.lists(DECISIONS, max_size=3))
+def test_a_page_is_written_as_protobuf_writes_it(decisions: list[Decision]) -> None:
+    expected = api.DecidePageResponse(decisions=[message_of(decision) for decision in decisions])
+    assert write_page(decisions) == expected.SerializeToString(deterministic=True)
+
+
+@given(outcomes=st.lists(DECISIONS | st.tuples(TEXTS, TEXTS), max_size=3))
+def test_a_batch_is_written_as_protobuf_writes_it(outcomes: list[Decision | tuple[str, str]]) -> None:
+    expected = api.DecideBatchResponse(
+        outcomes=[
+            api.DecideOutcome(failure=api.DecideFailure(reason=outcome[0], message=outcome[1]))
+            if isinstance(outcome, tuple)
+            else api.DecideOutcome(decision=message_of(outcome))
+            for outcome in outcomes
+        ]
+    )
+    assert write_batch(outcomes) == expected.SerializeToString(deterministic=True)
 
 
 def test_a_long_answer_is_written_whole() -> None:
