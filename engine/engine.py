@@ -475,6 +475,12 @@ class Engine:
         with self._turn:
             return self._decider.read_features(identifiers, features, at or self._clock())
 
+    def source_offset(self, source: str) -> int:
+        """Return the highest `source_offset` stored from a source, -1 when there is none."""
+        with self._store.reading() as txn:
+            seen = txn.get(source.encode("utf-8", "replace"), db=self._store.tables["sources"]) if source else None
+            return int.from_bytes(seen, "big") if seen is not None else -1
+
     @property
     def latest_event_time(self) -> int:
         """The newest event time in the state, ms since 1970 UTC; 0 before the first."""

@@ -7,7 +7,7 @@ from tailorbird.server.handlers.catalog import CatalogHandlers
 from tailorbird.server.handlers.decisions import DecisionHandlers
 from tailorbird.server.handlers.profiles import ProfileHandlers
 from tailorbird.server.handlers.signals import SignalHandlers
-from tailorbird.server.transport import HandlerTable, Unary
+from tailorbird.server.transport import Bidirectional, HandlerTable, Unary
 from tailorbird.server.writer import GroupWriter
 
 SERVICES = (
@@ -22,6 +22,7 @@ def build_table(engine: Engine, writer: GroupWriter) -> HandlerTable:
     """Return the API's handlers: reads happen where they are called, writes go through `writer`."""
     catalog = CatalogHandlers(engine, writer)
     decisions = DecisionHandlers(engine, writer)
+    signals = SignalHandlers(engine, writer)
     return {
         "/tailorbird.v1.CatalogService/DeleteItems": Unary(catalog.delete_items),
         "/tailorbird.v1.CatalogService/PutItems": Unary(catalog.put_items),
@@ -29,5 +30,6 @@ def build_table(engine: Engine, writer: GroupWriter) -> HandlerTable:
         "/tailorbird.v1.DecisionService/DecideBatch": Unary(decisions.decide_batch),
         "/tailorbird.v1.DecisionService/DecidePage": Unary(decisions.decide_page, prompt=True),
         "/tailorbird.v1.ProfileService/GetProfile": Unary(ProfileHandlers(engine, writer).get_profile, prompt=True),
-        "/tailorbird.v1.SignalService/Ingest": Unary(SignalHandlers(engine, writer).ingest),
+        "/tailorbird.v1.SignalService/Ingest": Unary(signals.ingest),
+        "/tailorbird.v1.SignalService/IngestStream": Bidirectional(signals.ingest_stream),
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
 from tailorbird.engine import Engine
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.signals import IngestReport, Outcome, Signal, Status
@@ -11,6 +14,8 @@ from tailorbird.server.transport import CallContext
 from tailorbird.server.writer import GroupWriter
 from tailorbird.v1 import signal_pb2, signal_service_pb2
 
+Parsed = list[signal_pb2.Signal | CallerError]
+B = TypeVar("B", signal_service_pb2.IngestRequest, signal_service_pb2.IngestStreamRequest)
 SIGNALS_FIELD = signal_service_pb2.IngestRequest.SIGNALS_FIELD_NUMBER
 
 
@@ -24,16 +29,30 @@ class SignalHandlers:
 
     async def ingest(self, request_bytes: bytes, context: CallContext) -> bytes:
         """Answer Ingest."""
-        parsed = _parse(request_bytes)
-        if len(parsed) > self._batch_max:
+        _, messages = _parse(signal_service_pb2.IngestRequest, request_bytes)
+        return report_message(await self._write(messages, len(request_bytes))).SerializeToString()
+
+    async def ingest_stream(self, requests: AsyncIterator[bytes], context: CallContext) -> AsyncIterator[bytes]:
+        """Answer IngestStream. The next batch is taken once one is stored: none of a source can overtake one that failed."""
+        async for request_bytes in requests:
+            request, messages = _parse(signal_service_pb2.IngestStreamRequest, request_bytes)
+            report = report_message(await self._write(messages, len(request_bytes)))
+            offset = self._engine.source_offset(request.source)
+            yield signal_service_pb2.IngestStreamResponse(
+                outcomes=report.outcomes, position=report.position, source_offset=offset if offset >= 0 else None
+            ).SerializeToString()
+
+    async def _write(self, messages: Parsed, size_bytes: int) -> IngestReport:
+        """Write what can be, and return one outcome per message."""
+        if len(messages) > self._batch_max:
             raise CallerError(
                 "BATCH_TOO_LARGE",
-                f"expected at most limits.batch_signals_max = {self._batch_max} signals, got {len(parsed)}; "
+                f"expected at most limits.batch_signals_max = {self._batch_max} signals, got {len(messages)}; "
                 "send several batches",
             )
         signals: list[Signal] = []
         refused: dict[int, Outcome] = {}
-        for index, message in enumerate(parsed):
+        for index, message in enumerate(messages):
             try:
                 if isinstance(message, CallerError):
                     raise message
@@ -41,21 +60,23 @@ class SignalHandlers:
             except CallerError as error:
                 refused[index] = Outcome(Status.REJECTED, error.reason, error.message)
         if signals:
-            report = await self._writer.ingest(signals, len(request_bytes))
+            report = await self._writer.ingest(signals, size_bytes)
         else:
             report = IngestReport((), self._engine.position)
         admitted = iter(report.outcomes)
-        outcomes = tuple(refused[index] if index in refused else next(admitted) for index in range(len(parsed)))
-        return report_message(IngestReport(outcomes, report.position)).SerializeToString()
+        outcomes = tuple(refused[index] if index in refused else next(admitted) for index in range(len(messages)))
+        return IngestReport(outcomes, report.position)
 
 
-def _parse(request_bytes: bytes) -> list[signal_pb2.Signal | CallerError]:
-    """Return each signal of the batch, or what is wrong with its bytes."""
+def _parse(message_type: type[B], data: bytes) -> tuple[B, Parsed]:
+    """Return a batch, and each of its signals or what is wrong with its bytes."""
     try:
-        return list(decode(signal_service_pb2.IngestRequest, request_bytes).signals)
+        batch = decode(message_type, data)
+        return batch, list(batch.signals)
     except CallerError:
         # protobuf refuses the whole batch for one bad text, so the signals are read one by one.
-        return [_parse_one(element) for element in split_repeated(request_bytes, SIGNALS_FIELD)]
+        elements, rest = split_repeated(data, SIGNALS_FIELD)
+        return decode(message_type, rest), [_parse_one(element) for element in elements]
 
 
 def _parse_one(element: bytes) -> signal_pb2.Signal | CallerError:

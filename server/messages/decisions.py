@@ -76,7 +76,9 @@ def _request_from(message: api.DecideRequest, candidates_max: int) -> DecideRequ
 def read_batch(data: bytes, candidates_max: int) -> list[DecideRequest | CallerError]:
     """Return each request of a batch, or what is wrong with it. Raises `CallerError` BAD_MESSAGE for what is no batch."""
     found: list[DecideRequest | CallerError] = []
-    for element in split_repeated(data, REQUESTS_FIELD):
+    elements, rest = split_repeated(data, REQUESTS_FIELD)
+    decode(api.DecideBatchRequest, rest)
+    for element in elements:
         try:
             found.append(read_request(element, candidates_max))
         except CallerError as error:

@@ -29,23 +29,29 @@ def decode(message_type: type[M], data: bytes) -> M:
         ) from None
 
 
-def split_repeated(data: bytes, field_number: int) -> list[bytes]:
-    """Return the encoded elements of a repeated message that is the only field of `data`.
+def split_repeated(data: bytes, field_number: int) -> tuple[list[bytes], bytes]:
+    """Return the encoded elements of a repeated message, and `data` without them.
 
-    For a batch in which one element cannot be read: the others still can. Raises `CallerError` BAD_MESSAGE.
+    For a batch in which one element cannot be read: the others still can. Raises `CallerError` BAD_MESSAGE, also for a message
+    with fields of other wire types than texts and messages.
     """
     elements: list[bytes] = []
+    rest = b""
     place = 0
     while place < len(data):
+        start = place
         key, place = _varint(data, place)
-        if key != field_number << 3 | LENGTH_DELIMITED:
+        if key & 7 != LENGTH_DELIMITED:
             raise _damaged(place)
         length, place = _varint(data, place)
         if length > len(data) - place:
             raise _damaged(place)
-        elements.append(data[place : place + length])
+        if key == field_number << 3 | LENGTH_DELIMITED:
+            elements.append(data[place : place + length])
+        else:
+            rest += data[start : place + length]
         place += length
-    return elements
+    return elements, rest
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -178,6 +179,82 @@ def test_decisions_go_on_while_a_batch_is_answered(running: Running) -> None:
         decided += 1
     assert decided > 0
     assert [len(future.result().outcomes) for future in waiting] == [256] * 4
+
+
+def numbered(offset: int, product_id: str = "mug") -> signal_pb2.Signal:
+    return order("", product_id, source="till", source_offset=offset)
+
+
+def test_a_stream_acknowledges_each_batch_and_goes_on_where_the_source_stands(serving: Serving) -> None:
+    batch = signal_service_pb2.IngestStreamRequest
+    with serving() as running:
+        put_items(running)
+        stub = signal_service_pb2_grpc.SignalServiceStub(running.channel)
+        answers = list(
+            stub.IngestStream(
+                iter(
+                    [
+                        batch(source="till"),
+                        batch(signals=[numbered(0), numbered(1, "lamp")], source="till"),
+                        batch(signals=[order("m1"), signal_pb2.Signal(type="nothing known", message_id="m2")]),
+                    ]
+                )
+            )
+        )
+        assert [answer.HasField("source_offset") for answer in answers] == [False, True, False]
+        assert answers[1].source_offset == 1
+        assert [len(answer.outcomes) for answer in answers] == [0, 2, 2]
+        assert answers[2].outcomes[1].status == signal_service_pb2.SIGNAL_STATUS_REJECTED
+        assert [answer.position for answer in answers] == sorted(answer.position for answer in answers)
+        after = decide(running, identifiers=USER, min_position=answers[1].position)
+        assert {"mug", "lamp"} & set(item_ids(after)) == set()
+    with serving() as running:
+        stub = signal_service_pb2_grpc.SignalServiceStub(running.channel)
+        again = [batch(source="till"), batch(signals=[numbered(1, "lamp"), numbered(2, "vase")], source="till")]
+        answers = list(stub.IngestStream(iter(again)))
+        assert [answer.source_offset for answer in answers] == [1, 2]
+        assert [outcome.status for outcome in answers[1].outcomes] == [
+            signal_service_pb2.SIGNAL_STATUS_DUPLICATE,
+            signal_service_pb2.SIGNAL_STATUS_APPLIED,
+        ]
+
+
+def test_a_client_that_vanishes_half_way_through_a_stream_leaves_what_was_acknowledged(running: Running) -> None:
+    put_items(running)
+    stub = signal_service_pb2_grpc.SignalServiceStub(running.channel)
+    batch = signal_service_pb2.IngestStreamRequest(signals=[order("m1", "mug")])
+    sent = threading.Event()
+
+    def batches() -> Iterator[signal_service_pb2.IngestStreamRequest]:
+        yield batch
+        sent.wait()
+
+    call = stub.IngestStream(batches())
+    position = next(call).position
+    call.cancel()
+    sent.set()
+    assert "mug" not in item_ids(decide(running, identifiers=USER, min_position=position))
+    assert outcomes(ingest(running, order("m1", "mug"))) == [(signal_service_pb2.SIGNAL_STATUS_DUPLICATE, "DUPLICATE")]
+
+
+def test_a_signal_of_a_stream_that_cannot_be_read_stops_nothing_else(running: Running) -> None:
+    call: grpc.StreamStreamMultiCallable[bytes, bytes] = running.channel.stream_stream(
+        "/tailorbird.v1.SignalService/IngestStream"
+    )
+    batch = signal_service_pb2.IngestStreamRequest(signals=[numbered(7)], source="till").SerializeToString()
+    (answer,) = map(signal_service_pb2.IngestStreamResponse.FromString, call(iter([b"\x0a\x03\x0a\x01\xff" + batch])))
+    assert [(outcome.status, outcome.reason) for outcome in answer.outcomes] == [
+        (signal_service_pb2.SIGNAL_STATUS_REJECTED, "BAD_UTF8"),
+        (signal_service_pb2.SIGNAL_STATUS_APPLIED, ""),
+    ]
+    assert answer.source_offset == 7
+
+
+def test_a_batch_past_the_limit_ends_a_stream_by_name(running: Running) -> None:
+    stub = signal_service_pb2_grpc.SignalServiceStub(running.channel)
+    large = signal_service_pb2.IngestStreamRequest(signals=[signal_pb2.Signal()] * 10_001)
+    code, reason, _ = refusal(lambda: list(stub.IngestStream(iter([large]))))
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "BATCH_TOO_LARGE")
 
 
 def test_answers_hold_no_raw_identifier(running: Running) -> None:

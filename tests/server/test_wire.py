@@ -30,16 +30,18 @@ def test_bytes_that_are_no_message_are_named_so() -> None:
 def test_elements_are_found_where_protobuf_put_them(types: list[str]) -> None:
     signals = [signal_pb2.Signal(type=name, event_time_ms=1) for name in types]
     batch = signal_service_pb2.IngestRequest(signals=signals).SerializeToString()
-    assert split_repeated(batch, FIELD) == [signal.SerializeToString() for signal in signals]
+    assert split_repeated(batch, FIELD) == ([signal.SerializeToString() for signal in signals], b"")
+    other = signal_service_pb2.IngestStreamRequest(source="till").SerializeToString()
+    assert split_repeated(other + batch, FIELD) == ([signal.SerializeToString() for signal in signals], other)
 
 
 @given(st.binary(max_size=64))
 def test_any_bytes_are_split_or_refused(data: bytes) -> None:
-    reason, elements = "", list[bytes]()
+    reason, elements, rest = "", list[bytes](), b""
     try:
-        elements = split_repeated(data, FIELD)
+        elements, rest = split_repeated(data, FIELD)
     except CallerError as error:
         reason = error.reason
     assert reason in {"", "BAD_MESSAGE"}
     # Every element stood in the data, each behind a key and a length.
-    assert sum(len(element) + 2 for element in elements) <= len(data)
+    assert sum(len(element) + 2 for element in elements) + len(rest) <= len(data)
