@@ -1,5 +1,8 @@
 from typing import Any, final
 
+from tailorbird.native.http2_session import ProtocolError as ProtocolError
+from tailorbird.native.http2_session import percent_encoded as percent_encoded
+
 CALL: int
 MESSAGE: int
 END: int
@@ -20,10 +23,6 @@ BAD_FRAMING: int
 BAD_COMPRESSION: int
 WRONG_COUNT: int
 BUFFERS_FULL: int
-
-class ProtocolError(Exception):
-    is_magic: bool
-    def __init__(self, message: str, is_magic: bool) -> None: ...
 
 @final
 class ServerSession:
@@ -68,5 +67,3 @@ class ServerSession:
     def announce_end(self) -> None: ...
     def refuse_new(self) -> None: ...
     def terminate(self, is_peers_fault: bool) -> None: ...
-
-def percent_encoded(message: bytes) -> bytes: ...
