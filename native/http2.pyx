@@ -37,6 +37,10 @@ BAD_COMPRESSION, WRONG_COUNT, BUFFERS_FULL = FAULT_COMPRESSION, FAULT_COUNT, FAU
 cdef int NV_STATIC = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
 # RFC 9113, 4.1: what each header weighs beside its bytes.
 cdef size_t HEADER_OVERHEAD_BYTES = 32
+# CONTINUATION, the last kind of frame that HTTP/2 itself defines.
+cdef int LAST_KIND = 9
+# What is let pass of a request that is not gRPC before it is refused without its end.
+cdef size_t DROPPED_BYTES_MAX = 64 * 1024
 
 
 cdef bint _is_grpc(const uint8_t* value, size_t length) noexcept nogil:
@@ -50,12 +54,12 @@ cdef class ServerSession(Session):
     """One connection. `methods` maps a path to (whether a call has exactly one request, what CALL events carry).
 
     Rates are counts a second, past which the peer is told ENHANCE_YOUR_CALM and the connection ends: resets of streams
-    by either side, settings, pings, and frames that do nothing (empty data, priorities).
+    by either side, settings, pings, window updates, and frames that do nothing (empty data, priorities, unknown kinds).
     """
 
     cdef dict methods
     cdef size_t header_bytes_max
-    cdef Rate resets, settings, pings, idle_frames
+    cdef Rate resets, settings, pings, idle_frames, window_updates
     cdef bint calmed
     cdef bytes agent
     cdef tuple agent_pair
@@ -63,16 +67,17 @@ cdef class ServerSession(Session):
     def __cinit__(self, dict methods not None, *, uint32_t message_bytes_max, uint32_t streams_max,
                   uint32_t header_bytes_max, int32_t window_bytes, size_t buffered_bytes_max, Py_ssize_t drain_bytes,
                   int continuations_max, int resets_per_s_max, int settings_per_s_max, int pings_per_s_max,
-                  int idle_frames_per_s_max):
+                  int idle_frames_per_s_max, int window_updates_per_s_max):
         cdef nghttp2_session_callbacks* callbacks = new_callbacks()
         cdef nghttp2_option* option = NULL
         cdef nghttp2_settings_entry entries[3]
-        cdef int status
+        cdef int status, kind
         self.methods = methods
         self.message_bytes_max, self.header_bytes_max = message_bytes_max, header_bytes_max
         self.buffered_bytes_max, self.drain_bytes = buffered_bytes_max, drain_bytes
         self.resets.count_max, self.settings.count_max = resets_per_s_max, settings_per_s_max
         self.pings.count_max, self.idle_frames.count_max = pings_per_s_max, idle_frames_per_s_max
+        self.window_updates.count_max = window_updates_per_s_max
         if nghttp2_option_new(&option) != 0:
             nghttp2_session_callbacks_del(callbacks)
             raise MemoryError
@@ -81,8 +86,11 @@ cdef class ServerSession(Session):
         nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, _on_begin_headers)
         nghttp2_session_callbacks_set_on_header_callback(callbacks, _on_header)
         nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, _on_close)
+        nghttp2_session_callbacks_set_unpack_extension_callback(callbacks, _on_unknown)
+        # Every kind that HTTP/2 does not define, so that those are counted as well.
+        for kind in range(LAST_KIND + 1, 256):
+            nghttp2_option_set_user_recv_extension_type(option, <uint8_t> kind)
         nghttp2_option_set_no_auto_window_update(option, 1)
-        nghttp2_option_set_no_closed_streams(option, 1)
         nghttp2_option_set_max_continuations(option, continuations_max)
         nghttp2_option_set_stream_reset_rate_limit(option, resets_per_s_max, resets_per_s_max)
         status = nghttp2_session_server_new2(&self.session, callbacks, <void*> self, option)
@@ -101,10 +109,11 @@ cdef class ServerSession(Session):
 
     cdef int begin(self, Stream stream) except -1:
         """A request's headers are whole: find its method, or the rule it breaks."""
-        if not stream.is_post:
-            return self.fault(stream, FAULT_METHOD, None)
-        if not stream.is_grpc:
-            return self.fault(stream, FAULT_CONTENT_TYPE, None)
+        if not (stream.is_post and stream.is_grpc):
+            # HTTP's own errors: told once the request has ended, for not every HTTP client reads while it still sends.
+            stream.fault = FAULT_METHOD if not stream.is_post else FAULT_CONTENT_TYPE
+            stream.deaf = stream.waits = True
+            return 0
         if stream.header_bytes > self.header_bytes_max:
             return self.fault(stream, FAULT_HEADERS, stream.header_bytes)
         if stream.method is None:
@@ -123,9 +132,15 @@ cdef class ServerSession(Session):
         self.events.append((EVENT_CALL, stream.id, stream.method, metadata, stream.timeout_ns, message))
         return 0
 
+    cdef int fault_at_last(self, Stream stream) except -1:
+        stream.deaf = stream.waits = False
+        return self.fault(stream, stream.fault, None)
+
     cdef int end(self, Stream stream) except -1:
         """The peer sends no more on this stream."""
         stream.ended = True
+        if stream.waits:
+            return self.fault_at_last(stream)
         if stream.deaf:
             return 0
         if not tb_message_between(&stream.reader):
@@ -151,6 +166,7 @@ cdef class ServerSession(Session):
                     stream.single, stream.method = found
             elif is_(name, name_length, b":method", 7):
                 stream.is_post = is_(value, length, b"POST", 4)
+                stream.is_head = is_(value, length, b"HEAD", 4)
             return 0
         if is_(name, name_length, b"content-type", 12):
             stream.is_grpc = _is_grpc(value, length)
@@ -205,6 +221,12 @@ cdef class ServerSession(Session):
             self.queue(stream, message)
             self.conclude(stream, b"0", None, None)
 
+    def announce(self, int32_t stream_id, list initial not None):
+        """Send `initial`, metadata as of `finish`, ahead of the first answer, which is still to come."""
+        cdef Stream stream = self.streams.get(stream_id)
+        if stream is not None and not stream.begun:
+            stream.initial = initial
+
     def send(self, int32_t stream_id, bytes message not None):
         """Queue one answer of several; tell whether `drain_bytes` or more wait now, and hence a DRAINED follows."""
         cdef Stream stream = self.streams.get(stream_id)
@@ -222,45 +244,61 @@ cdef class ServerSession(Session):
             self.conclude(stream, b"%d" % code, message, trailers)
 
     def refuse(self, int32_t stream_id, int http_status, int code, bytes message not None):
-        """Answer what is no gRPC call in HTTP's own terms, with the gRPC status beside it. Nothing may have been sent."""
+        """Answer what is no gRPC call in HTTP's own terms: `message` is its text, the gRPC status is in the headers.
+        Nothing may have been sent."""
+        cdef nghttp2_nv headers[4]
+        cdef nghttp2_data_provider provider
+        cdef list kept = []
         cdef Stream stream = self.streams.get(stream_id)
         if stream is None or stream.begun or stream.finished:
             return
         cdef bytes http = b"%d" % http_status
         stream.status, stream.status_message = b"%d" % code, message
-        stream.finished = stream.deaf = True
-        self.whole(stream, http)
+        stream.begun = stream.finished = stream.deaf = stream.is_plain = True
+        stream.outgoing = [message + b"\n"]
+        stream.out_bytes = len(message) + 1
+        put(&headers[0], b":status", 7, PyBytes_AS_STRING(http), PyBytes_GET_SIZE(http), NGHTTP2_NV_FLAG_NO_COPY_NAME)
+        put(&headers[1], b"content-type", 12, b"text/plain", 10, NV_STATIC)
+        self.closing(stream, headers + 2, kept)
+        provider.source.ptr = <void*> stream
+        provider.read_callback = _on_read
+        check(nghttp2_submit_response(self.session, stream_id, headers, 4 if message else 3,
+                                      NULL if stream.is_head else &provider))
 
     cdef int start(self, Stream stream) except -1:
         """Send the headers before the first message, or wake a stream that had nothing to send."""
-        cdef nghttp2_nv headers[3]
+        cdef nghttp2_nv headers[19]
         cdef nghttp2_data_provider provider
+        cdef list kept
+        cdef size_t count = 3
         if stream.begun:
             return self.resume(stream)
         stream.begun = True
         put(&headers[0], b":status", 7, b"200", 3, NV_STATIC)
         put(&headers[1], b"content-type", 12, b"application/grpc", 16, NV_STATIC)
         put(&headers[2], b"grpc-accept-encoding", 20, b"identity,deflate,gzip", 21, NV_STATIC)
+        if stream.initial is not None:
+            kept = []
+            count += put_metadata(headers + 3, stream.initial, kept)
         provider.source.ptr = <void*> stream
         provider.read_callback = _on_read
-        check(nghttp2_submit_response(self.session, stream.id, headers, 3, &provider))
+        check(nghttp2_submit_response(self.session, stream.id, headers, count, &provider))
         return 0
 
     cdef int conclude(self, Stream stream, bytes status, bytes message, list trailers) except -1:
         stream.status, stream.status_message, stream.trailers = status, message, trailers
         stream.finished = stream.deaf = True
-        if not stream.begun and stream.out_bytes == 0:
-            return self.whole(stream, b"200")
+        if not stream.begun and stream.out_bytes == 0 and stream.initial is None:
+            return self.whole(stream)
         return self.start(stream)
 
-    cdef int whole(self, Stream stream, bytes http_status) except -1:
+    cdef int whole(self, Stream stream) except -1:
         """Answer with headers alone."""
         cdef nghttp2_nv headers[20]
         cdef list kept = []
         cdef size_t count
         stream.begun = True
-        put(&headers[0], b":status", 7, PyBytes_AS_STRING(http_status), PyBytes_GET_SIZE(http_status),
-             NGHTTP2_NV_FLAG_NO_COPY_NAME)
+        put(&headers[0], b":status", 7, b"200", 3, NV_STATIC)
         put(&headers[1], b"content-type", 12, b"application/grpc", 16, NV_STATIC)
         count = 2 + self.closing(stream, headers + 2, kept)
         check(nghttp2_submit_response(self.session, stream.id, headers, count, NULL))
@@ -289,7 +327,9 @@ cdef class ServerSession(Session):
         cdef list kept = []
         cdef Py_ssize_t size = self.fill(stream, buffer, <Py_ssize_t> length)
         if stream.out_bytes == 0:
-            if stream.finished:
+            if stream.is_plain:
+                flags[0] |= NGHTTP2_DATA_FLAG_EOF
+            elif stream.finished:
                 flags[0] |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM
                 check(nghttp2_submit_trailer(self.session, stream.id, headers, self.closing(stream, headers, kept)))
             elif size == 0:
@@ -363,6 +403,10 @@ cdef int _on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* d
                     self.begin(stream)
                 if is_last:
                     self.end(stream)
+                elif stream.waits:
+                    stream.dropped_bytes += self.frame_data_bytes
+                    if stream.dropped_bytes > DROPPED_BYTES_MAX:
+                        self.fault_at_last(stream)
         elif kind == NGHTTP2_RST_STREAM:
             too_many = exceeds(&self.resets, self.now_s)
         elif kind == NGHTTP2_SETTINGS:
@@ -373,6 +417,8 @@ cdef int _on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* d
                 self.events.append((EVENT_PONG, 0))
             else:
                 too_many = exceeds(&self.pings, self.now_s)
+        elif kind == NGHTTP2_WINDOW_UPDATE:
+            too_many = exceeds(&self.window_updates, self.now_s)
         elif kind == NGHTTP2_PRIORITY or kind == NGHTTP2_GOAWAY:
             too_many = exceeds(&self.idle_frames, self.now_s)
         if too_many:
@@ -383,6 +429,17 @@ cdef int _on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* d
     return 0
 
 
+cdef int _on_unknown(nghttp2_session* session, void** payload, const nghttp2_frame_hd* head, void* data) noexcept:
+    cdef ServerSession self = <ServerSession> data
+    try:
+        if exceeds(&self.idle_frames, self.now_s):
+            self.calm()
+    except BaseException as error:
+        self.failure = error
+        return NGHTTP2_ERR_CALLBACK_FAILURE
+    return NGHTTP2_ERR_CANCEL  # ignored, as RFC 9113, 5.5 asks
+
+
 cdef int _on_sent(nghttp2_session* session, const nghttp2_frame* frame, void* data) noexcept:
     cdef ServerSession self = <ServerSession> data
     try:
@@ -390,7 +447,7 @@ cdef int _on_sent(nghttp2_session* session, const nghttp2_frame* frame, void* da
             # Ours count as well: a peer can make us reset streams by breaking rules on them (CVE-2025-8671).
             if frame.rst_stream.error_code != NGHTTP2_NO_ERROR and exceeds(&self.resets, self.now_s):
                 self.calm()
-        elif frame.hd.type == NGHTTP2_HEADERS and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
+        elif frame.hd.type <= NGHTTP2_HEADERS and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:  # or DATA
             if nghttp2_session_get_stream_remote_close(session, frame.hd.stream_id) == 0:
                 # Answered before the request's end: the rest of it need not be sent.
                 check(nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_NO_ERROR))

@@ -87,12 +87,14 @@ cdef class Stream:
     cdef size_t held_bytes         # received, and not yet given back to the peer's window
     cdef int untaken_count         # messages the handler has not taken
     cdef int encoding, fault
-    cdef bint single, is_post, is_grpc, called, ended
+    cdef size_t dropped_bytes
+    cdef bint waits                # its fault is told at the end of the request
+    cdef bint single, is_post, is_grpc, called, ended, is_head, is_plain
     cdef bint deaf                 # what still arrives is dropped
     cdef list outgoing             # framed messages; the first is sent up to `out_offset`
     cdef Py_ssize_t out_offset, out_bytes
     cdef bytes status, status_message
-    cdef list trailers
+    cdef list initial, trailers
     cdef bint begun, finished, deferred, wakes
 
 

@@ -267,6 +267,8 @@ cdef class Session:
         """Fill one DATA frame from a stream's queue; return how many bytes."""
         cdef Py_ssize_t size = 0, taken, index = 0
         cdef bytes framed
+        if stream.outgoing is None:
+            return 0
         while size < room and index < len(stream.outgoing):
             framed = stream.outgoing[index]
             taken = min(room - size, PyBytes_GET_SIZE(framed) - stream.out_offset)

@@ -80,22 +80,20 @@ def _method_handler(
         case Unary(unary):
 
             async def call(request: bytes, context: Context) -> bytes | None:
-                return await _answer(path, context, lambda: unary(_checked(request, limits), _context(path, context)))
+                return await _answer(path, context, lambda ours: unary(_checked(request, limits), ours))
 
             return grpc.unary_unary_rpc_method_handler(call)
         case ClientStream(client_stream):
 
             async def collect(requests: AsyncIterator[bytes], context: Context) -> bytes | None:
                 checked = _each_checked(requests, limits)
-                return await _answer(path, context, lambda: client_stream(checked, _context(path, context)))
+                return await _answer(path, context, lambda ours: client_stream(checked, ours))
 
             return grpc.stream_unary_rpc_method_handler(collect)
         case ServerStream(server_stream):
 
             async def stream(request: bytes, context: Context) -> AsyncIterator[bytes]:
-                answers = _stream(
-                    path, context, lambda: server_stream(_checked(request, limits), _context(path, context))
-                )
+                answers = _stream(path, context, lambda ours: server_stream(_checked(request, limits), ours))
                 async for answer in answers:
                     yield answer
 
@@ -104,15 +102,20 @@ def _method_handler(
 
             async def converse(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
                 checked = _each_checked(requests, limits)
-                async for answer in _stream(path, context, lambda: bidirectional(checked, _context(path, context))):
+                async for answer in _stream(path, context, lambda ours: bidirectional(checked, ours)):
                     yield answer
 
             return grpc.stream_stream_rpc_method_handler(converse)
 
 
-async def _answer(path: str, context: Context, call: Callable[[], Awaitable[bytes]]) -> bytes | None:
+async def _answer(path: str, context: Context, call: Callable[[CallContext], Awaitable[bytes]]) -> bytes | None:
     try:
-        return await call()
+        ours = _context(path, context)
+        answer = await call(ours)
+        if ours.initial:
+            await context.send_initial_metadata(ours.initial)
+        context.set_trailing_metadata(ours.trailing)
+        return answer
     except asyncio.CancelledError:
         raise
     except Exception as error:  # every failure becomes a status; the caller never sees a Python text
@@ -120,10 +123,17 @@ async def _answer(path: str, context: Context, call: Callable[[], Awaitable[byte
     return None
 
 
-async def _stream(path: str, context: Context, call: Callable[[], AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
+async def _stream(
+    path: str, context: Context, call: Callable[[CallContext], AsyncIterator[bytes]]
+) -> AsyncIterator[bytes]:
     try:
-        async for answer in call():
+        ours, has_begun = _context(path, context), False
+        async for answer in call(ours):
+            if ours.initial and not has_begun:
+                await context.send_initial_metadata(ours.initial)
+            has_begun = True
             yield answer
+        context.set_trailing_metadata(ours.trailing)
     except (asyncio.CancelledError, GeneratorExit):
         raise
     except Exception as error:  # as above
