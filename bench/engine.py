@@ -41,7 +41,7 @@ METHOD = (
     "p50 of whole in-process decisions over p50 of numpy gather + matrix-vector product + argpartition + sort from row "
     "numbers; alternating blocks in one process, another person and other random candidates each call, fresh id strings"
 )
-MUSTS = (Must("decide_100_over_numpy", at_most=2.5), Must("decide_1000_over_numpy", at_most=1.5))
+MUSTS = (Must("decide_100_over_numpy", at_most=2.5), Must("decide_1000_over_numpy", at_most=1.0))
 K = 10
 LOOKUPS_PER_CALL = 1_000
 _MARK = "workload.txt"

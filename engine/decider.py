@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import lmdb
@@ -39,7 +40,7 @@ from tailorbird.native.record import FRESH, MASKED, Record, RecordError, RecordV
 from tailorbird.native.scoring import UNKNOWN_ITEM
 
 if TYPE_CHECKING:
-    from tailorbird.native.scoring import Candidates, Together, Winner
+    from tailorbird.native.scoring import Together
 
 WHOLE_CATALOGUE_MAX = 20_000
 RECENT_ITEMS_MAX = 256
@@ -66,6 +67,7 @@ _DIGITS = {
 }
 REASONS: dict[int, tuple[Reason, ...]] = {0: (Reason.NEW,), **{code: (reason,) for code, reason in _DIGITS.items()}}
 OF_THE_ITEM = frozenset({Reason.AFFINITY, Reason.BOUGHT_TOGETHER})
+PERSON, CONTEXT, POPULAR, CATALOGUE, EMPTY = Tier  # looked up once: an enumeration's attributes are slow
 _NO_ITEMS = np.zeros(0, np.uint32)
 _NO_WEIGHTS = np.zeros(0, np.float32)
 
@@ -116,17 +118,22 @@ class Placed:
     feature_count: int
 
 
-@dataclass(slots=True)
 class Known:
     """What speaks for a person in one decision."""
 
-    recent: npt.NDArray[np.uint32] = field(default_factory=lambda: _NO_ITEMS)
-    weights: npt.NDArray[np.float32] = field(default_factory=lambda: _NO_WEIGHTS)
-    affinities: tuple[Affinity, ...] = ()
-    vector: npt.NDArray[np.float32] | None = None
-    fresh_count: int = 0
-    masked_count: int = 0
-    speaks: bool = False
+    __slots__ = ("affinities", "fresh_count", "masked_count", "recent", "vector", "weights")
+
+    def __init__(self) -> None:
+        self.recent = _NO_ITEMS
+        self.weights = _NO_WEIGHTS
+        self.affinities: tuple[Affinity, ...] = ()
+        self.vector: npt.NDArray[np.float32] | None = None
+        self.fresh_count = self.masked_count = 0
+
+    @property
+    def speaks(self) -> bool:
+        """Whether anything is known that the ranking uses."""
+        return self.vector is not None or bool(self.affinities) or len(self.recent) > 0
 
 
 class Decider:
@@ -143,6 +150,7 @@ class Decider:
         self.evidence = evidence
         self.hasher = hasher
         self.recently_served = recently_served
+        self._begin = store.environment.begin
         self._placed: dict[str, Placed] = {}
         self._compiled: CompiledConfiguration | None = None
         self._view = RecordView()
@@ -156,7 +164,7 @@ class Decider:
 
     def decide(self, request: DecideRequest, now: int) -> tuple[Decision, bytes, tuple[int, ...]]:
         """Return the decision, the fragment its serving belongs to (empty: not to be recorded), and the item numbers."""
-        txn = self.store.begin()
+        txn = self._begin()
         try:
             head = self.evidence.follow(txn)
             if head.position < request.min_position:
@@ -216,37 +224,34 @@ class Decider:
             support = parameters.support_per_item * float(known.weights.sum())
             exponent = parameters.popularity_exponent
             together = evidence.scratch, evidence.touched[:touched_count], support, TOGETHER_STRENGTH, exponent
+        found = request.candidates or self._retrieve(placed, touched_count, known.affinities, chain)
+        rank = partial(
+            items.rank,
+            now_s=max(0, at // 1000),
+            prior=chain.prior,
+            require_stock=placement.require_stock,
+            allowed=evidence.catalogue.allowed(placement.name),
+            together=together,
+            affinities=known.affinities,
+            vector=known.vector,
+            vector_log=placed.vector_log,
+            notable=NOTABLE,
+        )
         try:
-
-            def rank(candidates: Candidates, wanted: int) -> tuple[list[Winner], int, int, int, int]:
-                return items.rank(
-                    candidates,
-                    wanted,
-                    max(0, at // 1000),
-                    chain.prior,
-                    require_stock=placement.require_stock,
-                    allowed=evidence.catalogue.allowed(placement.name),
-                    together=together,
-                    affinities=known.affinities,
-                    vector=known.vector,
-                    vector_log=placed.vector_log,
-                    notable=NOTABLE,
-                )
-
-            found = request.candidates or self._retrieve(placed, touched_count, known.affinities, chain)
-            winners, candidate_count, excluded_count, _, unknown = rank(found, k)
+            winners, numbers, candidate_count, excluded_count, _, unknown = rank(found, k)
             if len(winners) < k and placement.fallback and not request.candidates:
-                winners += rank(placement.fallback, k - len(winners))[0]
-            reasons = chain.reasons
+                more, more_numbers, *_ = rank(placement.fallback, k - len(winners))
+                winners, numbers = winners + more, numbers + more_numbers
+            common = chain.reasons
             decided = tuple(
                 [
                     DecidedItem(
-                        winner[1],
-                        winner[2],
+                        item_id,
+                        score,
                         1.0,
-                        reasons.get(winner[3]) or self._explain(txn, placed, chain, known, winner),
+                        common.get(code) or self._explain(txn, placed, chain, known, item, code, index),
                     )
-                    for winner in winners
+                    for item, item_id, score, code, index in winners
                 ]
             )
         finally:
@@ -261,13 +266,13 @@ class Decider:
         if evidence.model_damage is not None:
             degraded.append(evidence.model_damage.reason)
         if not winners:
-            tier = Tier.EMPTY
+            tier = EMPTY
         elif known.speaks:
-            tier = Tier.PERSON
+            tier = PERSON
         elif chain.has_evidence:
-            tier = Tier.CONTEXT
+            tier = CONTEXT
         else:
-            tier = Tier.POPULAR if evidence.over_all.total > 0.0 else Tier.CATALOGUE
+            tier = POPULAR if evidence.over_all.total > 0.0 else CATALOGUE
         decision = Decision(
             decision_id=self._decision_id(request, at),
             placement=placement.name,
@@ -286,13 +291,13 @@ class Decider:
             degraded=tuple(degraded),
         )
         served_key = person.served_key if placement.record_served and person.permitted & SERVED_CONSENT else b""
-        return decision, served_key, tuple([winner[0] for winner in winners])
+        return decision, served_key, numbers
 
     def read_features(
         self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], at: int
     ) -> npt.NDArray[np.float32] | None:
         """Return the numeric values of features of the best known identifier's person, None for a stranger."""
-        txn = self.store.begin()
+        txn = self._begin()
         try:
             self.evidence.follow(txn)
             assert self.evidence.layouts is not None
@@ -461,7 +466,6 @@ class Decider:
             known.fresh_count += fresh
             if fresh:
                 known.vector = placed.vector_values
-        known.speaks = bool(len(known.recent) or known.affinities or known.vector is not None)
         return known
 
     def _recent(self, view: RecordView, index: int, at: int, allowed: int) -> Mentions:
@@ -542,13 +546,22 @@ class Decider:
     # ---- the answer ----------------------------------------------------------------------------------------------
 
     def _explain(
-        self, txn: lmdb.Transaction[bytes], placed: Placed, chain: Chain, known: Known, winner: Winner
+        self,
+        txn: lmdb.Transaction[bytes],
+        placed: Placed,
+        chain: Chain,
+        known: Known,
+        item: int,
+        code: int,
+        affinity_index: int,
     ) -> tuple[ReasonDetail, ...]:
         """Return why an item stands where it stands, the strongest reason first."""
-        code = winner[3]
         named = REASONS.get(code) or _reasons_of(code)
         reasons = tuple(
-            [ReasonDetail(reason, self._detail(txn, placed, chain, known, reason, winner)) for reason in named]
+            [
+                ReasonDetail(reason, self._detail(txn, placed, chain, known, reason, item, affinity_index))
+                for reason in named
+            ]
         )
         if not OF_THE_ITEM.intersection(named):  # Then every item of this context has the same.
             chain.reasons[code] = reasons
@@ -561,11 +574,11 @@ class Decider:
         chain: Chain,
         known: Known,
         reason: Reason,
-        winner: Winner,
+        item: int,
+        affinity_index: int,
     ) -> str:
         """Return what a reason rests on."""
         catalogue, neighbours = self.evidence.catalogue, self.evidence.neighbours
-        item, affinity_index = winner[0], winner[4]
         if reason is Reason.POPULAR_IN_CONTEXT:
             return chain.label
         if reason is Reason.AFFINITY:

@@ -32,11 +32,8 @@ static inline void tb_advise_huge(void *block, size_t bytes) {
 #endif
 }
 
-/* Asks for an object that may lie across two cache lines. */
-static inline void tb_prefetch(const void *place) {
-    __builtin_prefetch(place);
-    __builtin_prefetch((const char *)place + 48);
-}
+/* Asks for a cache line, into the second level: into the first too few can be on their way at once, and the rest is dropped. */
+static inline void tb_prefetch(const void *place) { __builtin_prefetch(place, 0, 2); }
 
 #define TB_UNKNOWN 0xFFFFFFFFu
 #define TB_LIVE 1u
@@ -46,7 +43,7 @@ static inline void tb_prefetch(const void *place) {
 #define TB_CACHE_LINE 64
 #define TB_BATCH 64          /* candidates scored in one go */
 #define TB_LOOKUP_BATCH 1024 /* ids looked up in one go */
-#define TB_AHEAD 12           /* candidates fetched before their turn */
+#define TB_AHEAD 16           /* candidates fetched before their turn */
 #define TB_FETCHED_BYTES 384 /* of an item, ahead of its turn */
 
 #define TB_ID_INLINE 16
@@ -93,9 +90,9 @@ static inline const char *tb_item_id(const tb_items *items, const tb_item *item)
 /* Asks for an item and the beginning of its embedding; of a long one the hardware fetches the rest. */
 static inline void tb_item_prefetch(const tb_items *items, uint32_t number) {
     const unsigned char *at = items->block + (size_t)number * items->stride;
-    __builtin_prefetch(at);
+    tb_prefetch(at);
     for (size_t line = TB_CACHE_LINE; line < items->stride && line < TB_FETCHED_BYTES; line += TB_CACHE_LINE)
-        __builtin_prefetch(at + line);
+        tb_prefetch(at + line);
 }
 
 /* ---- id table: item id -> item number, open addressing, load <= 1/2 ----
@@ -106,6 +103,24 @@ typedef struct {
     uint32_t tag;
     uint32_t number; /* TB_UNKNOWN: empty */
 } tb_id_slot;
+
+/* Hash of an id, for this table alone. Short ids, nearly all there are, take one multiplication: their first and last 8 bytes,
+ * overlapping where they must, folded to 64 bits; longer ones are left to XXH64. */
+static inline uint64_t tb_id_hash(const char *id, size_t length) {
+    uint64_t first = 0, last = 0;
+    if (length > TB_ID_INLINE) return tb_xxh64(id, length, 0);
+    if (length >= 8) {
+        memcpy(&first, id, 8);
+        memcpy(&last, id + length - 8, 8);
+    } else if (length >= 4) {
+        memcpy(&first, id, 4);
+        memcpy(&last, id + length - 4, 4);
+    } else
+        for (size_t i = 0; i < length; i++) first |= (uint64_t)(uint8_t)id[i] << (8 * i);
+    __uint128_t product = (__uint128_t)(first ^ TB_XXH64_PRIME_1) * (last ^ TB_XXH64_PRIME_2 ^ (length << 56));
+    uint64_t folded = (uint64_t)product ^ (uint64_t)(product >> 64);
+    return (folded ^ folded >> 29) * TB_XXH64_PRIME_3;
+}
 
 static inline uint32_t tb_id_tag(uint64_t hash) { return (uint32_t)(hash >> 32); }
 
@@ -146,14 +161,14 @@ static inline size_t tb_id_find_batch(const tb_id_slot *slots, uint64_t slot_mas
     size_t unknown = 0;
     for (size_t step = 0; step < count + 2 * TB_AHEAD; step++) {
         if (step < count) {
-            hashes[step] = tb_xxh64(ids[step], lengths[step], 0);
+            hashes[step] = tb_id_hash(ids[step], lengths[step]);
             places[step] = hashes[step] & slot_mask;
-            __builtin_prefetch(&slots[places[step]]);
+            tb_prefetch(&slots[places[step]]);
         }
         if (step >= TB_AHEAD && step - TB_AHEAD < count) {
             size_t i = step - TB_AHEAD;
             numbers[i] = tb_id_probe(slots, slot_mask, tb_id_tag(hashes[i]), &places[i]);
-            if (numbers[i] != TB_UNKNOWN) __builtin_prefetch(tb_item_at(items, numbers[i]));
+            if (numbers[i] != TB_UNKNOWN) tb_prefetch(tb_item_at(items, numbers[i]));
         }
         if (step >= 2 * TB_AHEAD) {
             size_t i = step - 2 * TB_AHEAD;
@@ -226,8 +241,8 @@ static inline double tb_level_count(const tb_level *level, uint32_t item) {
 }
 
 static inline void tb_level_prefetch(const tb_level *level, uint32_t item) {
-    if (level->dense == NULL) __builtin_prefetch(&level->slots[tb_cell_start(item, level->slot_mask)]);
-    else if (item < level->dense_count) __builtin_prefetch(&level->dense[item]);
+    if (level->dense == NULL) tb_prefetch(&level->slots[tb_cell_start(item, level->slot_mask)]);
+    else if (item < level->dense_count) tb_prefetch(&level->dense[item]);
 }
 
 typedef struct {
@@ -374,16 +389,9 @@ TB_INLINE void tb_read_item(const tb_evidence *evidence, const tb_items *items, 
     }
 }
 
-/* Makes scores of what was read. */
-TB_INLINE void tb_score_read(const tb_evidence *evidence, const uint32_t *numbers, size_t count, tb_scores *scores) {
-    if (evidence->together != NULL) tb_blend(evidence, numbers, count, scores);
-    else
-        for (size_t i = 0; i < count; i++) {
-            scores->blended[i] = scores->in_context[i];
-            scores->together_share[i] = 0.0;
-        }
+/* Multiplies the affinities' lifts in. */
+static inline void tb_lift(const tb_evidence *evidence, const uint32_t *numbers, size_t count, tb_scores *scores) {
     for (size_t i = 0; i < count; i++) {
-        scores->score[i] = scores->blended[i];
         scores->affinity_lift[i] = 1.0;
         scores->affinity_index[i] = -1;
     }
@@ -396,6 +404,18 @@ TB_INLINE void tb_score_read(const tb_evidence *evidence, const uint32_t *number
             }
             scores->score[i] *= lift;
         }
+}
+
+/* Makes scores of what was read; where nobody asks for the parts of the reasons, those that are not needed are left out. */
+TB_INLINE void tb_score_read(const tb_evidence *evidence, const uint32_t *numbers, size_t count, int with_parts,
+                             tb_scores *scores) {
+    if (evidence->together != NULL) tb_blend(evidence, numbers, count, scores);
+    else {
+        memcpy(scores->blended, scores->in_context, count * sizeof *scores->blended);
+        if (with_parts) memset(scores->together_share, 0, count * sizeof *scores->together_share);
+    }
+    memcpy(scores->score, scores->blended, count * sizeof *scores->score);
+    if (with_parts || evidence->affinity_count != 0) tb_lift(evidence, numbers, count, scores);
     for (size_t i = 0; i < count; i++) {
         double exponent = evidence->vector != NULL ? scores->vector_lift[i] * TB_LOG2_E : 0.0;
         exponent = exponent == exponent ? exponent : 0.0; /* a sum that overflowed both ways says nothing */
@@ -412,7 +432,7 @@ TB_INLINE void tb_score_read(const tb_evidence *evidence, const uint32_t *number
 TB_WIDE static void tb_score(const tb_evidence *evidence, const tb_items *items, const uint32_t *numbers, size_t count,
                              tb_scores *scores) {
     for (size_t i = 0; i < count; i++) tb_read_item(evidence, items, numbers[i], i, scores);
-    tb_score_read(evidence, numbers, count, scores);
+    tb_score_read(evidence, numbers, count, 1, scores);
 }
 
 /* ---- reasons ---- */
@@ -565,13 +585,15 @@ static inline int tb_admit(const tb_rules *rules, const tb_items *items, tb_mark
 /* Scores the items read and keeps those among the k best. */
 TB_INLINE void tb_rank_read(const tb_evidence *evidence, const tb_items *items, const uint32_t *numbers, size_t count, size_t k,
                             tb_scores *scores, tb_ranked *heap, tb_ranking *ranking) {
-    tb_score_read(evidence, numbers, count, scores);
+    tb_score_read(evidence, numbers, count, 0, scores);
     ranking->eligible_count += count;
     for (size_t i = 0; i < count; i++) {
         ranking->score_sum += scores->score[i];
         ranking->estimate_sum += scores->blended[i];
+    }
+    for (size_t i = 0; i < count; i++) {
         tb_ranked fresh = {(float)scores->score[i], numbers[i]};
-        tb_heap_offer(items, heap, &ranking->kept, k, fresh);
+        if (ranking->kept < k || fresh.score >= heap[0].score) tb_heap_offer(items, heap, &ranking->kept, k, fresh);
     }
 }
 

@@ -24,9 +24,6 @@ import numpy as np
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** pointer, size_t alignment, size_t size)
 
-cdef extern from "xxh64.h" nogil:
-    uint64_t tb_xxh64(const void* data, size_t length, uint64_t seed)
-
 cdef extern from "scoring.h" nogil:
     enum: TB_LIVE
     enum: TB_LANES
@@ -127,6 +124,7 @@ cdef extern from "scoring.h" nogil:
     tb_item* tb_item_at(const tb_items* items, uint32_t number)
     int16_t* tb_item_embedding(tb_item* item)
     const char* tb_item_id(const tb_items* items, const tb_item* item)
+    uint64_t tb_id_hash(const char* id_, size_t length)
     void tb_id_insert(tb_id_slot* slots, uint64_t slot_mask, uint64_t hash_, uint32_t number)
     size_t tb_id_find_batch(const tb_id_slot* slots, uint64_t slot_mask, const tb_items* items, const char** ids,
                             const size_t* lengths, size_t count, uint32_t* numbers)
@@ -433,7 +431,7 @@ cdef class ItemTable:
             self.slots[i].number = TB_UNKNOWN
         for number in range(self.items.count):
             item = tb_item_at(&self.items, number)
-            tb_id_insert(self.slots, self.slot_mask, tb_xxh64(tb_item_id(&self.items, item), item.id_length, 0), number)
+            tb_id_insert(self.slots, self.slot_mask, tb_id_hash(tb_item_id(&self.items, item), item.id_length), number)
         return 0
 
     cdef int _name(self, uint32_t number, str item_id) except -1:
@@ -463,7 +461,7 @@ cdef class ItemTable:
             memcpy(self.arena + self.arena_used, text, length)
             item.id.offset = self.arena_used
             self.arena_used += length
-        tb_id_insert(self.slots, self.slot_mask, tb_xxh64(text, length, 0), number)
+        tb_id_insert(self.slots, self.slot_mask, tb_id_hash(text, length), number)
         self.items.count = number + 1
         return 0
 
@@ -606,7 +604,7 @@ cdef class ItemTable:
     def rank(self, candidates, Py_ssize_t k, uint32_t now_s, Prior prior not None, *, bint require_stock=True,
              const uint8_t[::1] allowed=None, tuple together=None, tuple affinities=(), const float[::1] vector=None,
              bint vector_log=False, double notable=1.1, double[:, ::1] parts=None):
-        """Return (winners, candidate_count, excluded_count, eligible_count, unknown_count), winners best first.
+        """Return (winners, their numbers, candidate_count, excluded_count, eligible_count, unknown_count), winners best first.
 
         `candidates` are item ids (a sequence of str), or item numbers (uint32), unknown ones passed over, or None for every
         item; one that was met since `begin` is not met again. `affinities` are (attribute index, keys uint64, lifts float64,
@@ -625,7 +623,7 @@ cdef class ItemTable:
         cdef tb_ranked few[TB_BATCH]
         cdef tb_ranked* heap = few
         cdef const uint32_t[::1] numbers
-        cdef size_t unknown = 0
+        cdef size_t unknown = 0, i
         if parts is not None and (parts.shape[0] < k or parts.shape[1] != 5):
             raise ValueError(f"expected `parts` of {k} rows of 5, got {parts.shape[0]} of {parts.shape[1]}")
         if k < 1 or k > 65536:
@@ -656,10 +654,11 @@ cdef class ItemTable:
             else:
                 unknown = self._rank_ids(&evidence, &rules, candidates, k, heap, &ranking)
             winners = self._winners(&evidence, heap, ranking.kept, ranking.estimate_sum, ranking.score_sum, notable, parts)
+            ranked = tuple([heap[i].item for i in range(ranking.kept)])
         finally:
             if heap != few:
                 free(heap)
-        return winners, ranking.candidate_count, ranking.excluded_count, ranking.eligible_count, unknown
+        return winners, ranked, ranking.candidate_count, ranking.excluded_count, ranking.eligible_count, unknown
 
     cdef void _rank(self, const tb_evidence* evidence, const tb_rules* rules, const uint32_t* numbers, size_t count, size_t k,
                     tb_ranked* heap, tb_ranking* ranking) noexcept:
