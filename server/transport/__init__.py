@@ -88,7 +88,7 @@ class ConnectionLimits:
     requests on a connection. `drain_bytes` of a stream's answers wait before its handler does. A connection without
     calls ends after `idle_s`, any is asked to end after `age_s`, and
     cut `age_grace_s` later whatever still runs; a peer silent for `keepalive_s` is asked for a sign
-    of life and given `keepalive_answer_s`.
+    of life and given `keepalive_answer_s`. A TLS handshake may take `handshake_s`.
     """
 
     connections_max: int = 1_000
@@ -108,6 +108,7 @@ class ConnectionLimits:
     age_grace_s: float = 60.0
     keepalive_s: float = 60.0
     keepalive_answer_s: float = 20.0
+    handshake_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,7 +105,9 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        if not self._owner.admit(self):
+        tls = transport.get_extra_info("ssl_object")
+        # HTTP/2 over TLS must be agreed on (RFC 9113, 3.2).
+        if not self._owner.admit(self) or (tls is not None and tls.selected_alpn_protocol() != "h2"):
             self._transport.abort()
             return
         self._peer = _peer_text(transport.get_extra_info("peername"))

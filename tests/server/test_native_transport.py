@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc.aio
@@ -326,6 +327,24 @@ def test_continuations_without_end_end_the_connection(part: bytes) -> None:
         assert await peer.goaway() > 0
 
     against(work)
+
+
+def test_an_hpack_bomb_is_refused_in_bounded_memory() -> None:
+    async def work(connect: Connect, server: NativeServer) -> None:
+        peer = await connect()
+        # One entry of the dynamic table, 3,900 bytes, and then a byte for each time it is said again: 15 KB for 58 MB.
+        value = b"y" * 3_900
+        entry = b"\x40\x01x" + b"\x7f" + bytes([(len(value) - 127) & 0x7F | 0x80, (len(value) - 127) >> 7]) + value
+        bomb = request_block(PATH) + entry + b"\xbe" * 10_000
+        await peer.send(hello() + frame(HEADERS, END_HEADERS, 1, bomb) + data(1, message(b"a"), end=True))
+        assert b"\x018" in await peer.answer() or GOAWAY in {each.kind for each in frames_of(peer.received)}
+
+    tracemalloc.start()
+    try:
+        against(work)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 1024**2
+    finally:
+        tracemalloc.stop()
 
 
 def test_more_streams_than_the_limit_are_refused() -> None:
