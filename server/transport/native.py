@@ -16,7 +16,7 @@ from pathlib import Path
 from tailorbird.engine.errors import CallerError
 from tailorbird.server.transport import HandlerTable, ServerLimits
 from tailorbird.server.transport.connection import LINGER_S, Connection, Method, session_methods
-from tailorbird.server.transport.listeners import BACKLOG, PLAIN, ListenOptions, bound, listen_failed
+from tailorbird.server.transport.listeners import BACKLOG, PLAIN, UNIX, ListenOptions, bound, listen_failed
 
 LOG = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ class NativeServer:
         self._listen_options = listen
         self._sockets: list[socket.socket] = []
         self._tls_stamp: object = None
+        # Of a Unix socket that is ours; an inherited one may serve others still.
+        self._path: Path | None = None
         self.methods: dict[bytes, tuple[bool, Method]] = session_methods(table)
         self.call_count = 0
         self._connections: set[Connection] = set()
@@ -52,6 +54,8 @@ class NativeServer:
             self._sockets = bound(address, reuse_port=self._listen_options.reuse_port)
         except OSError as error:
             raise listen_failed(address, error) from None
+        if address.startswith(UNIX):
+            self._path = Path(address.removeprefix(UNIX))
         self._listeners = await self._listen(context)
         self._checking = asyncio.get_running_loop().create_task(self._check())
         name = self._sockets[0].getsockname()
@@ -95,9 +99,9 @@ class NativeServer:
         for listener in self._listeners:
             listener.close()
         for each in self._sockets:
-            if each.family == socket.AF_UNIX and each.getsockname():
-                Path(each.getsockname()).unlink(missing_ok=True)
             each.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
         for connection in list(self._connections):
             connection.drain()
         if not await self._emptied(self.limits.grace_s):

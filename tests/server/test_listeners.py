@@ -270,6 +270,21 @@ def test_an_inherited_socket_is_served_by_all_who_have_it(run: Callable[[Any], N
     run(main())
 
 
+def test_an_inherited_unix_socket_outlives_a_server_that_stops(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "socket"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.as_posix())
+            listener.listen()
+            for _ in range(2):
+                server = native(PLAIN)
+                await server.start(f"fd:{listener.fileno()}")
+                assert await call(grpc.aio.insecure_channel(f"unix:{path}")) == b"a"
+                await server.stop()
+
+    asyncio.run(main())
+
+
 def test_what_is_no_listening_socket_is_a_clear_error(make: Make) -> None:
     async def main() -> None:
         number = os.open(os.devnull, os.O_RDONLY)
