@@ -1,6 +1,7 @@
 # make setup   a virtual environment with the `tailorbird` command, built from this tree
 # make test    lint, format, types, then every test
 # make demo    the generated shop, three visits
+# make conformance   the transports against h2spec, grpcurl, grpc-go and grpcio (needs Go)
 # make bench   all benchmarks, quick sizes
 #
 # VENV=/elsewhere/.venv puts the environment somewhere else; PYTHON=python3.12 chooses the interpreter.
@@ -20,7 +21,7 @@ BUILT := setup.py pyproject.toml $(shell find protos native -name '*.proto' -o -
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup test lint types pytest test-debug demo bench clean FORCE
+.PHONY: setup test lint types pytest test-debug conformance demo bench clean FORCE
 
 setup: $(STAMP)
 
@@ -62,6 +63,18 @@ test-debug: setup
 	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so):$$($(CC) -print-file-name=libubsan.so) \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/debug/lib PYTHONMALLOC=malloc \
 	$(BIN)/python -m pytest tests/native
+
+# The programs are built once, at the versions tests/conformance/go.mod pins.
+CONFORMANCE := build/conformance
+CONFORMANCE_TOOLS := github.com/fullstorydev/grpcurl/cmd/grpcurl github.com/summerwind/h2spec/cmd/h2spec google.golang.org/grpc/interop/client
+
+$(CONFORMANCE)/.installed: tests/conformance/go.mod tests/conformance/go.sum
+	@command -v go > /dev/null || { echo "expected go, got none; run: sudo apt-get install -y golang-go" >&2; exit 1; }
+	cd tests/conformance && GOTOOLCHAIN=local GOFLAGS=-mod=readonly GOBIN=$(abspath $(CONFORMANCE))/bin go install $(CONFORMANCE_TOOLS)
+	@touch $@
+
+conformance: setup $(CONFORMANCE)/.installed
+	GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m tests.conformance $(CONFORMANCE)
 
 demo: setup
 	$(BIN)/tailorbird demo

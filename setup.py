@@ -4,7 +4,7 @@ Metadata lives in pyproject.toml; here is only what needs code. Environment:
 
     TAILORBIRD_DEBUG_NATIVE=1              all Cython checks and the address and undefined-behaviour sanitizers
     TAILORBIRD_ALLOW_PERFORMANCE_HINTS=1   do not fail on a Cython `performance hint:`
-    TAILORBIRD_WITHOUT_HTTP2=1             leave out the one optional kernel, as where libnghttp2 is missing
+    TAILORBIRD_WITHOUT_HTTP2=1             leave out the optional kernels, as where libnghttp2 is missing
 
 Why a link tree: docs/adr/0001-one-namespace-over-top-level-folders.md.
 """
@@ -37,7 +37,7 @@ CYTHON_TREE = Path("build/cython")
 NATIVE = Path("native")
 
 # The kernels that may be missing, and the libraries each is linked with.
-OPTIONAL = {"http2": ["nghttp2"]}
+OPTIONAL = {"http2": ["nghttp2"], "http2_session": ["nghttp2"]}
 
 DEBUG = os.environ.get("TAILORBIRD_DEBUG_NATIVE") == "1"
 # The two builds never share generated C: the checks are in the C itself.
@@ -163,7 +163,7 @@ def has_nghttp2() -> bool:
 
 
 def kernels() -> list[Path]:
-    """Return the sources to compile: all of native/, without http2 where its library is missing."""
+    """Return the sources to compile: all of native/, without the HTTP/2 ones where its library is missing."""
     return [path for path in sorted(NATIVE.glob("*.pyx")) if path.stem not in OPTIONAL or has_nghttp2()]
 
 

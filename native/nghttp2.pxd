@@ -47,15 +47,17 @@ cdef extern from "nghttp2/nghttp2.h":
 
     ctypedef int (*nghttp2_on_frame_callback)(nghttp2_session*, const nghttp2_frame*, void*) noexcept
     ctypedef int (*nghttp2_on_begin_frame_callback)(nghttp2_session*, const nghttp2_frame_hd*, void*) noexcept
+    ctypedef int (*nghttp2_unpack_extension_callback)(
+        nghttp2_session*, void**, const nghttp2_frame_hd*, void*) noexcept
     ctypedef int (*nghttp2_on_header_callback)(
         nghttp2_session*, const nghttp2_frame*, const uint8_t*, size_t, const uint8_t*, size_t, uint8_t, void*) noexcept
     ctypedef int (*nghttp2_on_data_chunk_recv_callback)(
         nghttp2_session*, uint8_t, int32_t, const uint8_t*, size_t, void*) noexcept
     ctypedef int (*nghttp2_on_stream_close_callback)(nghttp2_session*, int32_t, uint32_t, void*) noexcept
 
-    int NGHTTP2_ERR_BAD_CLIENT_MAGIC, NGHTTP2_ERR_CALLBACK_FAILURE, NGHTTP2_ERR_DEFERRED, NGHTTP2_ERR_NOMEM
+    int NGHTTP2_ERR_BAD_CLIENT_MAGIC, NGHTTP2_ERR_CALLBACK_FAILURE, NGHTTP2_ERR_CANCEL, NGHTTP2_ERR_DEFERRED, NGHTTP2_ERR_NOMEM
     int NGHTTP2_DATA, NGHTTP2_HEADERS, NGHTTP2_PRIORITY, NGHTTP2_RST_STREAM, NGHTTP2_SETTINGS, NGHTTP2_PING
-    int NGHTTP2_GOAWAY
+    int NGHTTP2_GOAWAY, NGHTTP2_WINDOW_UPDATE
     int NGHTTP2_FLAG_NONE, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_ACK
     int NGHTTP2_HCAT_REQUEST
     int NGHTTP2_NV_FLAG_NONE, NGHTTP2_NV_FLAG_NO_COPY_NAME, NGHTTP2_NV_FLAG_NO_COPY_VALUE
@@ -70,6 +72,8 @@ cdef extern from "nghttp2/nghttp2.h":
     void nghttp2_session_callbacks_set_on_frame_send_callback(nghttp2_session_callbacks*, nghttp2_on_frame_callback)
     void nghttp2_session_callbacks_set_on_begin_frame_callback(
         nghttp2_session_callbacks*, nghttp2_on_begin_frame_callback)
+    void nghttp2_session_callbacks_set_unpack_extension_callback(
+        nghttp2_session_callbacks*, nghttp2_unpack_extension_callback)
     void nghttp2_session_callbacks_set_on_begin_headers_callback(nghttp2_session_callbacks*, nghttp2_on_frame_callback)
     void nghttp2_session_callbacks_set_on_header_callback(nghttp2_session_callbacks*, nghttp2_on_header_callback)
     void nghttp2_session_callbacks_set_on_data_chunk_recv_callback(
@@ -80,8 +84,8 @@ cdef extern from "nghttp2/nghttp2.h":
     int nghttp2_option_new(nghttp2_option**)
     void nghttp2_option_del(nghttp2_option*)
     void nghttp2_option_set_no_auto_window_update(nghttp2_option*, int)
-    void nghttp2_option_set_no_closed_streams(nghttp2_option*, int)
     void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option*, uint64_t, uint64_t)
+    void nghttp2_option_set_user_recv_extension_type(nghttp2_option*, uint8_t)
     void nghttp2_option_set_max_continuations(nghttp2_option*, size_t)
 
     int nghttp2_session_server_new2(nghttp2_session**, const nghttp2_session_callbacks*, void*, const nghttp2_option*)

@@ -9,17 +9,22 @@ from tailorbird.engine.errors import CallerError
 
 DEFAULT = "127.0.0.1:50051"
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]]+)):(?P<port>\d{1,5})")
+# A path, or a listening socket that whoever starts this process has opened and answers for.
+_LOCAL = re.compile(r"unix:.+|fd:\d{1,9}")
 
 
 def checked_address(text: str, *, insecure: bool) -> str:
-    """Return `host:port` when it may be listened on.
+    """Return `host:port`, `unix:PATH` or `fd:N` when it may be listened on.
 
     Raises `CallerError` BAD_ADDRESS, or LISTEN_NOT_LOOPBACK unless `insecure` says that it is meant.
     """
+    if _LOCAL.fullmatch(text):
+        return text
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match["port"]) > 65_535:
         raise CallerError(
-            "BAD_ADDRESS", f"expected host:port, such as {DEFAULT} or [::1]:50051, got {text!r} in --listen"
+            "BAD_ADDRESS",
+            f"expected host:port, such as {DEFAULT} or [::1]:50051, unix:PATH or fd:N, got {text!r} in --listen",
         )
     if not insecure and not is_loopback(match["v6"] or match["host"]):
         raise CallerError(
@@ -37,3 +42,8 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_local(address: str) -> bool:
+    """Tell whether only this machine reaches an address of `checked_address`; of an inherited socket that is not known."""
+    return address.startswith("unix:") or is_loopback(address.rpartition(":")[0].strip("[]"))

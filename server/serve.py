@@ -14,10 +14,11 @@ from tailorbird.engine.errors import TailorbirdError
 from tailorbird.server import health as health_service
 from tailorbird.server.handlers import SERVICES, build_table
 from tailorbird.server.health import Health
-from tailorbird.server.listening import DEFAULT, checked_address, is_loopback
+from tailorbird.server.listening import DEFAULT, checked_address, is_local
 from tailorbird.server.reflection import reflection_table
 from tailorbird.server.transport import ServerLimits
 from tailorbird.server.transport.choice import AUTO, make_server
+from tailorbird.server.transport.listeners import ListenOptions
 from tailorbird.server.upkeep import Upkeep
 from tailorbird.server.writer import GroupWriter
 
@@ -31,6 +32,7 @@ class ServeOptions:
     listen: str = DEFAULT
     transport: str = AUTO
     insecure_listen: bool = False
+    sockets: ListenOptions = field(default_factory=ListenOptions)
     limits: ServerLimits = field(default_factory=ServerLimits)
 
 
@@ -47,7 +49,7 @@ class Service:
             **self._health.table(),
             **reflection_table((*SERVICES, health_service.SERVICE)),
         }
-        self._server, self.transport = make_server(options.transport, table, options.limits)
+        self._server, self.transport = make_server(options.transport, table, options.limits, options.sockets)
         self._upkeep: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
@@ -56,7 +58,7 @@ class Service:
         port = await self._server.start(self._address)
         self._upkeep = asyncio.get_running_loop().create_task(Upkeep(self._engine, self._writer).run())
         self._health.set_serving(True)
-        return f"{self._address.rpartition(':')[0]}:{port}"
+        return f"{self._address.rpartition(':')[0]}:{port}" if port else self._address
 
     async def stop(self) -> None:
         """Say NOT_SERVING, let calls in flight finish within the grace time, write what waits."""
@@ -83,7 +85,9 @@ async def serve(engine: Engine, options: ServeOptions, announce: Callable[[str],
     try:
         address = await service.start()
         announce(f"listening on {address}, transport {service.transport}, log position {engine.position}")
-        if is_loopback(address.rpartition(":")[0].strip("[]")):
+        if options.sockets.tls is not None and options.sockets.tls.client_authorities is not None:
+            announce("every caller shows a certificate")
+        elif is_local(address):
             announce("calls are not authenticated; only this machine can reach the address")
         else:
             announce("WARNING: calls are not authenticated, and the address can be reached from other machines")

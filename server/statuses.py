@@ -32,6 +32,7 @@ class Code(IntEnum):
     """The gRPC status codes in use, by their numbers on the wire."""
 
     CANCELLED = 1
+    UNKNOWN = 2
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
@@ -55,6 +56,14 @@ class CallStatus:
         return ((REASON_KEY, self.reason),)
 
 
+class CallFailed(Exception):
+    """What a handler raises that knows the status itself."""
+
+    def __init__(self, status: CallStatus) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
 # The first class that fits decides, so a class stands before its base.
 _CODES: tuple[tuple[type[TailorbirdError], Code], ...] = (
     (NotFound, Code.NOT_FOUND),
@@ -75,6 +84,8 @@ def status_of(error: Exception, method: str = "") -> CallStatus:
         for kind, code in _CODES:
             if isinstance(error, kind):
                 return CallStatus(code, clipped(error.message), error.reason)
+    if isinstance(error, CallFailed):
+        return error.status
     incident = secrets.token_hex(8)
     LOG.error("internal error %s in %s", incident, method or "a call", exc_info=error)
     return CallStatus(

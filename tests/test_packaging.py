@@ -66,7 +66,7 @@ def test_the_wheel_ships_types_kernels_and_generated_modules_but_no_sources_of_t
     assert {f"tailorbird/{part}/py.typed" for part in ("engine", "native", "server", "bench")} <= names
     kernels = {path.stem for path in (ROOT / "native").glob("*.pyx")}
     shared_objects = {Path(name).name.partition(".")[0] for name in names if name.endswith(".so")}
-    # Where libnghttp2 is missing, so is the one kernel that may be; the rest must be there all the same.
+    # Where libnghttp2 is missing, so are the kernels that may be; the rest must be there all the same.
     assert shared_objects in (kernels, kernels - OPTIONAL_EXTENSIONS)
     for proto in sorted((ROOT / "protos").rglob("*.proto")):
         stem = proto.relative_to(ROOT / "protos").with_suffix("")

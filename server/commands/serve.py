@@ -6,21 +6,27 @@ import argparse
 import asyncio
 import logging
 import sys
+from pathlib import Path
 
 import uvloop
 
+from tailorbird.engine.errors import CallerError
 from tailorbird.server.commands.data_directory import add_data_argument, opened
 from tailorbird.server.listening import DEFAULT, checked_address
 from tailorbird.server.serve import ServeOptions, serve
 from tailorbird.server.transport import ServerLimits
 from tailorbird.server.transport.choice import AUTO, CHOICES, NATIVE, chosen
+from tailorbird.server.transport.listeners import ListenOptions, TlsFiles
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = ServerLimits()
     add_data_argument(parser)
     parser.add_argument(
-        "--listen", default=DEFAULT, metavar="HOST:PORT", help=f"default {DEFAULT}; port 0 takes a free one"
+        "--listen",
+        default=DEFAULT,
+        metavar="ADDRESS",
+        help=f"HOST:PORT (port 0: any), unix:PATH or fd:N; default {DEFAULT}",
     )
     parser.add_argument("--insecure-listen", action="store_true", help="listen on other addresses than loopback too")
     parser.add_argument(
@@ -29,16 +35,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=AUTO,
         help="native is the fast one; default auto: native where it was built (see build-info), else grpcio",
     )
+    parser.add_argument(
+        "--tls-certificate", type=Path, metavar="PEM", help="serve TLS; the files are read again when changed"
+    )
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
+    parser.add_argument(
+        "--tls-client-authorities", type=Path, metavar="PEM", help="ask callers for certificates by these"
+    )
+    parser.add_argument("--reuse-port", action="store_true", help="other processes may listen on the port as well")
     parser.add_argument("--grace-s", type=float, default=limits.grace_s, help="time for calls in flight when stopping")
     parser.add_argument("--message-bytes-max", type=int, default=limits.message_bytes_max, help="largest message taken")
 
 
+def tls_files(arguments: argparse.Namespace) -> TlsFiles | None:
+    """Return the files of TLS, or None without. Raises `CallerError` BAD_TLS_FILES for a part of them."""
+    certificate, key, authorities = arguments.tls_certificate, arguments.tls_key, arguments.tls_client_authorities
+    if certificate is None and key is None and authorities is None:
+        return None
+    if certificate is None or key is None:
+        raise CallerError("BAD_TLS_FILES", "expected --tls-certificate and --tls-key together, got only a part of them")
+    files = TlsFiles(certificate, key, authorities)
+    files.context()
+    return files
+
+
 def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    checked_address(arguments.listen, insecure=arguments.insecure_listen)
+    tls = tls_files(arguments)
+    # Callers who show certificates are known.
+    insecure = arguments.insecure_listen or (tls is not None and tls.client_authorities is not None)
+    checked_address(arguments.listen, insecure=insecure)
     options = ServeOptions(
         listen=arguments.listen,
-        insecure_listen=arguments.insecure_listen,
+        insecure_listen=insecure,
+        sockets=ListenOptions(tls=tls, reuse_port=arguments.reuse_port),
         transport=arguments.transport,
         limits=ServerLimits(message_bytes_max=arguments.message_bytes_max, grace_s=arguments.grace_s),
     )

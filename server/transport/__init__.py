@@ -13,17 +13,21 @@ from dataclasses import dataclass, field
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class CallContext:
     """One call as its handler sees it. `deadline_s` is on the clock of `time.monotonic()`, None without a deadline.
 
-    `metadata` holds the caller's pairs in their order; values of keys ending in `-bin` are bytes.
+    `metadata` holds the caller's pairs in their order; values of keys ending in `-bin` are bytes. A handler may set up
+    to 16 pairs each of `initial`, sent ahead of its first answer, and `trailing`, sent behind the last one of a call
+    that succeeds.
     """
 
     method: str
     peer: str
     metadata: Metadata = ()
     deadline_s: float | None = None
+    initial: Metadata = ()
+    trailing: Metadata = ()
 
     def remaining_s(self) -> float | None:
         """Return the seconds left, at least 0, or None without a deadline."""
@@ -78,12 +82,13 @@ class ConnectionLimits:
     """The bounds of each connection, and of their number. The native transport keeps them; grpcio has its own.
 
     Past a rate (`_per_s_max`) the peer is told ENHANCE_YOUR_CALM and its connection ends: `resets` are streams reset by
-    it or, for breaking rules, by us; `idle_frames` are frames that do nothing: empty data, priorities.
+    it or, for breaking rules, by us; `idle_frames` are frames that do nothing: empty data, priorities, unknown kinds.
     A request may have `headers_bytes_max` of headers as HTTP/2 weighs them (32 bytes each beside name and value).
     `window_bytes` may arrive on a stream beyond what its handler has taken, and `buffered_bytes_max` of unfinished
     requests on a connection. `drain_bytes` of a stream's answers wait before its handler does. A connection without
-    calls ends after `idle_s`, any is asked to end after `age_s`; a peer silent for `keepalive_s` is asked for a sign
-    of life and given `keepalive_answer_s`.
+    calls ends after `idle_s`, any is asked to end after `age_s`, and
+    cut `age_grace_s` later whatever still runs; a peer silent for `keepalive_s` is asked for a sign
+    of life and given `keepalive_answer_s`. A TLS handshake may take `handshake_s`.
     """
 
     connections_max: int = 1_000
@@ -97,10 +102,13 @@ class ConnectionLimits:
     settings_per_s_max: int = 20
     pings_per_s_max: int = 100
     idle_frames_per_s_max: int = 200
+    window_updates_per_s_max: int = 100_000
     idle_s: float = 1_800.0
     age_s: float = 7_200.0
+    age_grace_s: float = 60.0
     keepalive_s: float = 60.0
     keepalive_answer_s: float = 20.0
+    handshake_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

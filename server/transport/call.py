@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from tailorbird.native.http2 import ServerSession
 from tailorbird.server.statuses import CallStatus, status_of
+from tailorbird.server.transport import CallContext, Metadata
 from tailorbird.server.transport.faults import CANCELLED, DEADLINE
 
 
@@ -18,6 +19,8 @@ class CallOwner(Protocol):
     """The connection as its calls see it."""
 
     session: ServerSession
+
+    def answer(self, stream_id: int, message: bytes, context: CallContext) -> None: ...
 
     def finish(self, stream_id: int, status: CallStatus) -> None: ...
 
@@ -29,11 +32,11 @@ class CallOwner(Protocol):
 class Call:
     """Runs one handler. `end` may come at any time: from the peer, the deadline or the server's stop."""
 
-    __slots__ = ("_inbox", "_is_ended", "_owner", "_path", "_task", "_timer", "_waiter", "is_over", "stream_id")
+    __slots__ = ("_context", "_inbox", "_is_ended", "_owner", "_task", "_timer", "_waiter", "is_over", "stream_id")
 
-    def __init__(self, owner: CallOwner, stream_id: int, path: str) -> None:
+    def __init__(self, owner: CallOwner, stream_id: int, context: CallContext) -> None:
         self._owner = owner
-        self._path = path
+        self._context = context
         self._inbox: deque[bytes] = deque()
         self._is_ended = False
         self._waiter: asyncio.Future[None] | None = None
@@ -55,33 +58,37 @@ class Call:
         try:
             message = await begin()
             if not self.is_over:
-                self._owner.session.answer(self.stream_id, message)
+                self._owner.answer(self.stream_id, message, self._context)
         except asyncio.CancelledError:
             self._fail(CANCELLED)
         except Exception as error:  # every failure becomes a status; the caller never sees a Python text
             if not self.is_over:
-                self._fail(status_of(error, self._path))
+                self._fail(status_of(error, self._context.method))
 
     async def answer_each(self, begin: Callable[[], AsyncIterator[bytes]]) -> None:
         """Send every answer, waiting whenever the peer is slow to take them."""
         session = self._owner.session
         answers = begin()
+        has_begun = False
         try:
             async for message in answers:
                 if self.is_over:
                     return
+                if (initial := self._context.initial) and not has_begun:
+                    session.announce(self.stream_id, wire_pairs(initial))
+                has_begun = True
                 must_wait = session.send(self.stream_id, message)
                 self._owner.flush_soon()
                 while must_wait:
                     await self._wait()
                     must_wait = session.must_wait(self.stream_id)
             if not self.is_over:
-                session.finish(self.stream_id, 0)
+                session.finish(self.stream_id, 0, None, wire_pairs(self._context.trailing))
         except asyncio.CancelledError:
             self._fail(CANCELLED)
         except Exception as error:  # as above
             if not self.is_over:
-                self._fail(status_of(error, self._path))
+                self._fail(status_of(error, self._context.method))
         finally:
             if isinstance(answers, types.AsyncGeneratorType):
                 await answers.aclose()
@@ -140,6 +147,11 @@ class Call:
             self._timer.cancel()
         self._owner.flush_soon()
         self._owner.forget(self)
+
+
+def wire_pairs(metadata: Metadata) -> list[tuple[bytes, bytes]]:
+    """Return metadata as the session sends it."""
+    return [(key.encode(), value if isinstance(value, bytes) else value.encode()) for key, value in metadata]
 
 
 def run_promptly(coroutine: Coroutine[Any, Any, bytes]) -> bytes | Awaitable[bytes]:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from tailorbird.engine.errors import PreconditionFailed
 from tailorbird.server.transport import HandlerTable, ServerLimits
+from tailorbird.server.transport.listeners import PLAIN, ListenOptions
 
 NATIVE, GRPCIO, AUTO = "native", "grpcio", "auto"
 CHOICES = (AUTO, NATIVE, GRPCIO)
@@ -17,7 +18,7 @@ class Server(Protocol):
     """What every transport is to the service."""
 
     async def start(self, address: str) -> int:
-        """Bind `host:port` and serve; return the port. Raises `CallerError` LISTEN_FAILED."""
+        """Bind `host:port` or `unix:PATH` and serve; return the port. Raises `CallerError` LISTEN_FAILED."""
         ...
 
     async def stop(self) -> None:
@@ -50,14 +51,16 @@ def chosen(choice: str) -> tuple[str, str]:
     return GRPCIO, f"grpcio (auto: this build has no {KERNEL}, libnghttp2 was missing)"
 
 
-def make_server(choice: str, table: HandlerTable, limits: ServerLimits) -> tuple[Server, str]:
+def make_server(
+    choice: str, table: HandlerTable, limits: ServerLimits, listen: ListenOptions = PLAIN
+) -> tuple[Server, str]:
     """Return the server of the chosen transport, not yet started, and the line of `chosen`."""
     name, line = chosen(choice)
     # Imported only when chosen: each loads a library that the other does without.
     if name == NATIVE:
         from tailorbird.server.transport.native import NativeServer
 
-        return NativeServer(table, limits), line
+        return NativeServer(table, limits, listen), line
     from tailorbird.server.transport.grpcio import GrpcioServer
 
-    return GrpcioServer(table, limits), line
+    return GrpcioServer(table, limits, listen), line

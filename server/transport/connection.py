@@ -21,8 +21,8 @@ from tailorbird.server.transport import (
     ServerStream,
     Unary,
 )
-from tailorbird.server.transport.call import Call, run_promptly
-from tailorbird.server.transport.faults import CANCELLED, DEADLINE, HTTP_STATUSES, STOPPING, fault_status
+from tailorbird.server.transport.call import Call, run_promptly, wire_pairs
+from tailorbird.server.transport.faults import AGED, CANCELLED, DEADLINE, HTTP_STATUSES, STOPPING, fault_status
 
 LOG = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Connection(asyncio.Protocol):
         self._pings_out = 0
         self._ping_s = 0.0
         self._drain_s: float | None = None
+        self._aged_s: float | None = None
         self._has_refused = False
         self._closing_s: float | None = None
         self._began_s = self._heard_s = self._busy_s = time.monotonic()
@@ -97,13 +98,16 @@ class Connection(asyncio.Protocol):
             settings_per_s_max=limits.settings_per_s_max,
             pings_per_s_max=limits.pings_per_s_max,
             idle_frames_per_s_max=limits.idle_frames_per_s_max,
+            window_updates_per_s_max=limits.window_updates_per_s_max,
         )
 
     # ---- what asyncio calls ------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        if not self._owner.admit(self):
+        tls = transport.get_extra_info("ssl_object")
+        # HTTP/2 over TLS must be agreed on (RFC 9113, 3.2).
+        if not self._owner.admit(self) or (tls is not None and tls.selected_alpn_protocol() != "h2"):
             self._transport.abort()
             return
         self._peer = _peer_text(transport.get_extra_info("peername"))
@@ -186,7 +190,7 @@ class Connection(asyncio.Protocol):
         if isinstance(handler, Unary) and handler.prompt:
             self._answer_promptly(stream_id, handler, cast("bytes", message), context)
             return
-        call = self._open(stream_id, method.path)
+        call = self._open(stream_id, context)
         request = cast("bytes", message)
         match handler:
             case Unary(unary):
@@ -208,14 +212,14 @@ class Connection(asyncio.Protocol):
             self.finish(stream_id, status_of(error, context.method))
         else:
             if isinstance(answer, bytes):
-                self.session.answer(stream_id, answer)
+                self.answer(stream_id, answer, context)
             else:
                 rest = answer
-                call = self._open(stream_id, context.method)
+                call = self._open(stream_id, context)
                 call.run(call.answer_once(lambda: rest), context.remaining_s())
 
-    def _open(self, stream_id: int, path: str) -> Call:
-        call = self._calls[stream_id] = Call(self, stream_id, path)
+    def _open(self, stream_id: int, context: CallContext) -> Call:
+        call = self._calls[stream_id] = Call(self, stream_id, context)
         self._owner.call_count += 1
         return call
 
@@ -242,6 +246,15 @@ class Connection(asyncio.Protocol):
         self.close()
 
     # ---- what calls use ----------------------------------------------------------------------------------------------
+
+    def answer(self, stream_id: int, message: bytes, context: CallContext) -> None:
+        """Send the only answer of a call that succeeds."""
+        if not (context.initial or context.trailing):
+            self.session.answer(stream_id, message)
+            return
+        self.session.announce(stream_id, wire_pairs(context.initial))
+        self.session.send(stream_id, message)
+        self.session.finish(stream_id, 0, None, wire_pairs(context.trailing))
 
     def finish(self, stream_id: int, status: CallStatus) -> None:
         """End a call with a failure."""
@@ -294,10 +307,11 @@ class Connection(asyncio.Protocol):
             self._ping(self._drain_s)
             self.flush()
 
-    def give_up(self) -> None:
-        """Tell the callers that wait that the server stops, and close."""
+    def give_up(self, status: CallStatus = STOPPING) -> None:
+        """Tell the callers that wait why, and close."""
         for call in list(self._calls.values()):
-            call.end(STOPPING)
+            call.end(status)
+        self.flush()  # libnghttp2 sends nothing behind the GOAWAY of a termination
         self.session.terminate(False)
         self.flush()
         self.close()
@@ -326,6 +340,9 @@ class Connection(asyncio.Protocol):
         if self._closing_s is not None:
             if now_s - self._closing_s > LINGER_S:
                 self.abort()
+        elif self._aged_s is not None and now_s - self._aged_s > self._limits.age_grace_s:
+            LOG.info("closing the connection of %s: calls still run age_grace_s after it was asked to end", self._peer)
+            self.give_up(AGED)
         elif self._drain_s is not None and not self._has_refused:
             if now_s - self._drain_s > LINGER_S:
                 self._refuse_new()
@@ -337,6 +354,8 @@ class Connection(asyncio.Protocol):
                 self._ping(now_s)
                 self.flush()
         elif now_s - self._busy_s > self._limits.idle_s or now_s - self._began_s > self._limits.age_s:
+            if self._aged_s is None:
+                self._aged_s = now_s
             self.drain()
 
     def _ping(self, now_s: float) -> None:

@@ -43,6 +43,9 @@ DEADLINE = CallStatus(
     Code.DEADLINE_EXCEEDED, "expected an answer within the call's deadline; allow more time", DEADLINE_REASON
 )
 STOPPING = CallStatus(Code.UNAVAILABLE, "the server stops and its grace time is over; send it again", "STOPPING")
+AGED = CallStatus(
+    Code.UNAVAILABLE, "the connection is old and its grace time is over; send it again on a new one", "CONNECTION_AGED"
+)
 CANCELLED = CallStatus(Code.CANCELLED, "the server gave the call up; send it again", "CANCELLED")
 
 _STATUSES = {

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from tailorbird.engine.errors import CallerError, ResourceExhausted
+from tailorbird.engine.errors import ResourceExhausted
 from tailorbird.server.statuses import status_of
 from tailorbird.server.transport import (
     Bidirectional,
@@ -21,6 +21,7 @@ from tailorbird.server.transport import (
     ServerStream,
     Unary,
 )
+from tailorbird.server.transport.listeners import INHERITED, PLAIN, UNIX, ListenOptions, listen_failed
 
 # grpcio refuses what is over its own limit without our reason, so its limit is wider and ours answers first.
 LIBRARY_LIMIT_FACTOR = 2
@@ -32,7 +33,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class GrpcioServer:
     """Serves one handler table on one address. `start` returns the port; `stop` lets calls in flight finish."""
 
-    def __init__(self, table: HandlerTable, limits: ServerLimits) -> None:
+    def __init__(self, table: HandlerTable, limits: ServerLimits, listen: ListenOptions = PLAIN) -> None:
+        self._listen_options = listen
         self._limits = limits
         library_max = LIBRARY_LIMIT_FACTOR * limits.message_bytes_max
         self._server = grpc.aio.server(
@@ -42,21 +44,29 @@ class GrpcioServer:
                 ("grpc.max_receive_message_length", library_max),
                 ("grpc.max_send_message_length", library_max),
                 # Two servers on one port would each get half of the calls; better that the second says so.
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(listen.reuse_port)),
             ],
         )
 
     async def start(self, address: str) -> int:
-        """Bind `host:port` (port 0: any) and serve. Raises `CallerError` LISTEN_FAILED when it cannot be had."""
+        """Bind `host:port` (port 0: any) or `unix:PATH` and serve; return the port, 0 of a Unix socket.
+
+        Raises `CallerError` LISTEN_FAILED when it cannot be had, BAD_TLS_FILES.
+        """
+        tls = self._listen_options.tls
+        if address.startswith(INHERITED):
+            raise listen_failed(address, "only the native transport takes a socket it inherits")
         try:
-            port = self._server.add_insecure_port(address)
+            if tls is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                certificate, key, authorities = tls.contents()
+                credentials = grpc.ssl_server_credentials([(key, certificate)], authorities, authorities is not None)
+                port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise CallerError(
-                "LISTEN_FAILED",
-                f"expected a free address to listen on, got {address}: {error}; choose another with --listen",
-            ) from None
+            raise listen_failed(address, error) from None
         await self._server.start()
-        return port
+        return 0 if address.startswith(UNIX) else port
 
     async def stop(self) -> None:
         """Refuse new calls, wait for those in flight for the grace time, then cancel them."""
@@ -80,22 +90,20 @@ def _method_handler(
         case Unary(unary):
 
             async def call(request: bytes, context: Context) -> bytes | None:
-                return await _answer(path, context, lambda: unary(_checked(request, limits), _context(path, context)))
+                return await _answer(path, context, lambda ours: unary(_checked(request, limits), ours))
 
             return grpc.unary_unary_rpc_method_handler(call)
         case ClientStream(client_stream):
 
             async def collect(requests: AsyncIterator[bytes], context: Context) -> bytes | None:
                 checked = _each_checked(requests, limits)
-                return await _answer(path, context, lambda: client_stream(checked, _context(path, context)))
+                return await _answer(path, context, lambda ours: client_stream(checked, ours))
 
             return grpc.stream_unary_rpc_method_handler(collect)
         case ServerStream(server_stream):
 
             async def stream(request: bytes, context: Context) -> AsyncIterator[bytes]:
-                answers = _stream(
-                    path, context, lambda: server_stream(_checked(request, limits), _context(path, context))
-                )
+                answers = _stream(path, context, lambda ours: server_stream(_checked(request, limits), ours))
                 async for answer in answers:
                     yield answer
 
@@ -104,15 +112,20 @@ def _method_handler(
 
             async def converse(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
                 checked = _each_checked(requests, limits)
-                async for answer in _stream(path, context, lambda: bidirectional(checked, _context(path, context))):
+                async for answer in _stream(path, context, lambda ours: bidirectional(checked, ours)):
                     yield answer
 
             return grpc.stream_stream_rpc_method_handler(converse)
 
 
-async def _answer(path: str, context: Context, call: Callable[[], Awaitable[bytes]]) -> bytes | None:
+async def _answer(path: str, context: Context, call: Callable[[CallContext], Awaitable[bytes]]) -> bytes | None:
     try:
-        return await call()
+        ours = _context(path, context)
+        answer = await call(ours)
+        if ours.initial:
+            await context.send_initial_metadata(ours.initial)
+        context.set_trailing_metadata(ours.trailing)
+        return answer
     except asyncio.CancelledError:
         raise
     except Exception as error:  # every failure becomes a status; the caller never sees a Python text
@@ -120,10 +133,17 @@ async def _answer(path: str, context: Context, call: Callable[[], Awaitable[byte
     return None
 
 
-async def _stream(path: str, context: Context, call: Callable[[], AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
+async def _stream(
+    path: str, context: Context, call: Callable[[CallContext], AsyncIterator[bytes]]
+) -> AsyncIterator[bytes]:
     try:
-        async for answer in call():
+        ours, has_begun = _context(path, context), False
+        async for answer in call(ours):
+            if ours.initial and not has_begun:
+                await context.send_initial_metadata(ours.initial)
+            has_begun = True
             yield answer
+        context.set_trailing_metadata(ours.trailing)
     except (asyncio.CancelledError, GeneratorExit):
         raise
     except Exception as error:  # as above

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
+import ssl
 import time
+from pathlib import Path
 
 from tailorbird.engine.errors import CallerError
 from tailorbird.server.transport import HandlerTable, ServerLimits
 from tailorbird.server.transport.connection import LINGER_S, Connection, Method, session_methods
+from tailorbird.server.transport.listeners import BACKLOG, PLAIN, UNIX, ListenOptions, bound, listen_failed
 
-BACKLOG = 1_024
+LOG = logging.getLogger(__name__)
+
 # The shortest of the times a connection is looked after is noticed at most a quarter late, and never more often than that.
 CHECK_S_MIN, CHECK_S_MAX = 0.02, 1.0
 
@@ -22,35 +27,81 @@ CHECK_S_MIN, CHECK_S_MAX = 0.02, 1.0
 class NativeServer:
     """Serves one handler table on one address. `start` returns the port; `stop` lets calls in flight finish."""
 
-    def __init__(self, table: HandlerTable, limits: ServerLimits) -> None:
+    def __init__(self, table: HandlerTable, limits: ServerLimits, listen: ListenOptions = PLAIN) -> None:
         self.limits = limits
+        self._listen_options = listen
+        self._sockets: list[socket.socket] = []
+        self._tls_stamp: object = None
+        # Of a Unix socket that is ours; an inherited one may serve others still.
+        self._path: Path | None = None
         self.methods: dict[bytes, tuple[bool, Method]] = session_methods(table)
         self.call_count = 0
         self._connections: set[Connection] = set()
         self._empty = asyncio.Event()
         self._listeners: list[asyncio.Server] = []
         self._checking: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self, address: str) -> int:
-        """Bind `host:port` (port 0: any) and serve. Raises `CallerError` LISTEN_FAILED when it cannot be had."""
-        loop = asyncio.get_running_loop()
+        """Bind an address as of `listeners.bound` (port 0: any) and serve; return the port, 0 of a Unix socket.
+
+        Raises `CallerError` LISTEN_FAILED when it cannot be had, BAD_TLS_FILES.
+        """
+        tls = self._listen_options.tls
+        self._tls_stamp = None if tls is None else tls.stamp()
+        context = None if tls is None else tls.context()
         try:
-            sockets = _bound(address)
+            self._sockets = bound(address, reuse_port=self._listen_options.reuse_port)
         except OSError as error:
-            raise CallerError(
-                "LISTEN_FAILED",
-                f"expected a free address to listen on, got {address}: {error}; choose another with --listen",
-            ) from None
-        for each in sockets:
-            self._listeners.append(await loop.create_server(lambda: Connection(self), sock=each, backlog=BACKLOG))
-        self._checking = loop.create_task(self._check())
-        port: int = sockets[0].getsockname()[1]
+            raise listen_failed(address, error) from None
+        if address.startswith(UNIX):
+            self._path = Path(address.removeprefix(UNIX))
+        self._listeners = await self._listen(context)
+        self._checking = asyncio.get_running_loop().create_task(self._check())
+        name = self._sockets[0].getsockname()
+        port: int = name[1] if isinstance(name, tuple) else 0
         return port
+
+    async def _listen(self, context: ssl.SSLContext | None) -> list[asyncio.Server]:
+        """Accept on the bound sockets; each listener has a descriptor of its own, so that one can follow another."""
+        loop = asyncio.get_running_loop()
+        handshake_s = None if context is None else self.limits.connection.handshake_s
+        return [
+            await loop.create_server(
+                lambda: Connection(self),
+                sock=each.dup(),
+                backlog=BACKLOG,
+                ssl=context,
+                ssl_handshake_timeout=handshake_s,
+            )
+            for each in self._sockets
+        ]
+
+    async def _reload(self) -> None:
+        """Take new TLS files for new connections; open ones go on, and so does the old certificate if these are bad."""
+        tls = self._listen_options.tls
+        if tls is None or self._stopping or (stamp := tls.stamp()) == self._tls_stamp:
+            return
+        self._tls_stamp = stamp
+        try:
+            context = tls.context()
+        except CallerError as error:
+            LOG.error("the TLS files changed and cannot be used, the former ones stay: %s", error)
+            return
+        former, self._listeners = self._listeners, await self._listen(context)
+        for listener in former:
+            listener.close()
+        LOG.info("the TLS files changed: new connections get the new ones")
 
     async def stop(self) -> None:
         """Refuse new calls, wait for those in flight for the grace time, then cancel them."""
+        self._stopping = True
         for listener in self._listeners:
             listener.close()
+        for each in self._sockets:
+            each.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
         for connection in list(self._connections):
             connection.drain()
         if not await self._emptied(self.limits.grace_s):
@@ -93,25 +144,4 @@ class NativeServer:
             now_s = time.monotonic()
             for connection in list(self._connections):
                 connection.check(now_s)
-
-
-def _bound(address: str) -> list[socket.socket]:
-    """Return listening sockets on every address of a host, all on one port. Raises OSError."""
-    host, _, port_text = address.rpartition(":")
-    host, port = host.strip("[]"), int(port_text)
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    sockets: list[socket.socket] = []
-    try:
-        for family, _, _, _, where in dict.fromkeys(found):
-            listener = socket.create_server(
-                (str(where[0]), port), family=family, backlog=BACKLOG, dualstack_ipv6=where[0] == "::"
-            )
-            sockets.append(listener)
-            port = listener.getsockname()[1]
-    except OSError:
-        for each in sockets:
-            each.close()
-        raise
-    for each in sockets:
-        each.setblocking(False)
-    return sockets
+            await self._reload()

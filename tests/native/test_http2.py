@@ -47,6 +47,7 @@ LIMITS = {
     "settings_per_s_max": 10,
     "pings_per_s_max": 10,
     "idle_frames_per_s_max": 10,
+    "window_updates_per_s_max": 1_000,
 }
 Events = list[tuple[Any, ...]]
 

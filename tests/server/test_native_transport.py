@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import grpc.aio
@@ -294,8 +295,10 @@ def made_to_reset(n: int) -> bytes:
         (lambda n: frame(SETTINGS), limited(settings_per_s_max=50)),
         (lambda n: frame(PRIORITY, 0, 1, b"\x00\x00\x00\x03\x10"), limited(idle_frames_per_s_max=50)),
         (lambda n: (request(1, "/t.S/Shout") if n == 0 else b"") + data(1, b""), limited(idle_frames_per_s_max=50)),
+        (lambda n: frame(0x4A, 0, 0, b"what?"), limited(idle_frames_per_s_max=50)),
+        (lambda n: frame(WINDOW_UPDATE, 0, 0, b"\x00\x00\x00\x01"), limited(window_updates_per_s_max=50)),
     ],
-    ids=["resets", "made-resets", "pings", "settings", "priorities", "empty-data"],
+    ids=["resets", "made-resets", "pings", "settings", "priorities", "empty-data", "unknown", "window-updates"],
 )
 def test_a_flood_ends_its_connection(flood: Callable[[int], bytes], limits: ServerLimits) -> None:
     async def work(connect: Connect, server: NativeServer) -> None:
@@ -324,6 +327,24 @@ def test_continuations_without_end_end_the_connection(part: bytes) -> None:
         assert await peer.goaway() > 0
 
     against(work)
+
+
+def test_an_hpack_bomb_is_refused_in_bounded_memory() -> None:
+    async def work(connect: Connect, server: NativeServer) -> None:
+        peer = await connect()
+        # One entry of the dynamic table, 3,900 bytes, and then a byte for each time it is said again: 15 KB for 58 MB.
+        value = b"y" * 3_900
+        entry = b"\x40\x01x" + b"\x7f" + bytes([(len(value) - 127) & 0x7F | 0x80, (len(value) - 127) >> 7]) + value
+        bomb = request_block(PATH) + entry + b"\xbe" * 10_000
+        await peer.send(hello() + frame(HEADERS, END_HEADERS, 1, bomb) + data(1, message(b"a"), end=True))
+        assert b"\x018" in await peer.answer() or GOAWAY in {each.kind for each in frames_of(peer.received)}
+
+    tracemalloc.start()
+    try:
+        against(work)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 1024**2
+    finally:
+        tracemalloc.stop()
 
 
 def test_more_streams_than_the_limit_are_refused() -> None:
@@ -389,6 +410,41 @@ def test_a_connection_that_is_idle_or_old_is_asked_to_end(limits: ServerLimits) 
         await server.stop()
 
     asyncio.run(main())
+
+
+def test_an_old_connection_whose_calls_never_end_is_cut() -> None:
+    async def main() -> None:
+        server = NativeServer(TABLE, limited(age_s=0.1, age_grace_s=0.1))
+        peer = Peer(*await asyncio.open_connection("127.0.0.1", await server.start("127.0.0.1:0")))
+        await peer.send(hello() + unary(1, "/t.S/Wait", b""))
+        # UNAVAILABLE, so that the client sends the call again elsewhere.
+        assert b"\x0214" in await peer.answer()
+        await peer.rest()
+        assert server.call_count == 0
+        peer.writer.close()
+        await server.stop()
+
+    asyncio.run(main())
+
+
+def test_what_is_no_grpc_gets_a_text_once_its_request_has_ended_or_is_long() -> None:
+    async def work(connect: Connect, server: NativeServer) -> None:
+        peer = await connect()
+        head = request_block(PATH, method="GET")
+        await peer.send(hello() + frame(HEADERS, END_HEADERS, 1, head) + data(1, b"x" * 10) + unary(3, PATH, b"a"))
+        assert message(b"a") in await peer.answer(3)
+        assert [each for each in frames_of(peer.received) if each.stream_id == 1 and each.kind == HEADERS] == []
+        await peer.send(data(1, b"y", end=True))
+        assert b"expected the HTTP method POST" in await peer.answer(1)
+        long = b"".join(data(5, b"z" * 16_000) for _ in range(5))
+        await peer.send(frame(HEADERS, END_HEADERS, 5, head) + long)
+        assert b"expected the HTTP method POST" in await peer.answer(5)
+        # An answer to HEAD has no content.
+        await peer.send(frame(HEADERS, END_HEADERS | END_STREAM, 7, request_block(PATH, method="HEAD")))
+        await peer.answer(7)
+        assert [each for each in frames_of(peer.received) if each.stream_id == 7 and each.kind == DATA] == []
+
+    against(work)
 
 
 def test_a_peer_that_leaves_in_the_middle_is_no_trouble() -> None:

@@ -103,6 +103,18 @@ async def shout(requests: AsyncIterator[bytes], context: CallContext) -> AsyncIt
         yield request.upper()
 
 
+async def tell(request: bytes, context: CallContext) -> bytes:
+    context.initial = (("x-first", request.decode()), ("x-first-bin", b"\x00\xff"))
+    context.trailing = (("x-last-bin", b"\xff\x00"),)
+    return request
+
+
+async def tell_each(requests: AsyncIterator[bytes], context: CallContext) -> AsyncIterator[bytes]:
+    async for request in requests:
+        await tell(request, context)
+        yield request
+
+
 TABLE: HandlerTable = {
     "/t.S/Echo": Unary(echo),
     "/t.S/PromptEcho": Unary(echo, prompt=True),
@@ -113,6 +125,9 @@ TABLE: HandlerTable = {
     "/t.S/Join": ClientStream(join),
     "/t.S/Count": ServerStream(count),
     "/t.S/Shout": Bidirectional(shout),
+    "/t.S/Tell": Unary(tell),
+    "/t.S/PromptTell": Unary(tell, prompt=True),
+    "/t.S/TellEach": Bidirectional(tell_each),
 }
 
 
@@ -163,6 +178,22 @@ def test_metadata_and_deadline_reach_the_handler(start: Start) -> None:
         assert answer == repr(("/t.S/Describe", "1", b"\x00\xff", True)).encode()
         answer = await channel.unary_unary("/t.S/Describe")(b"", metadata=metadata)
         assert answer.endswith(b"False)")
+
+    against(start, work)
+
+
+def test_a_handler_sends_metadata_ahead_of_its_answers_and_behind(start: Start) -> None:
+    async def work(channel: grpc.aio.Channel) -> None:
+        for path in ("/t.S/Tell", "/t.S/PromptTell", "/t.S/TellEach"):
+            if path == "/t.S/TellEach":
+                call = channel.stream_stream(path)(iter([b"a", b"b"]))
+                assert [answer async for answer in call] == [b"a", b"b"]
+            else:
+                call = channel.unary_unary(path)(b"a")
+                assert await call == b"a"
+            initial, trailing = dict(await call.initial_metadata()), dict(await call.trailing_metadata())
+            assert (initial["x-first"], initial["x-first-bin"]) == ("a", b"\x00\xff")
+            assert trailing == {"x-last-bin": b"\xff\x00"}
 
     against(start, work)
 
