@@ -4,6 +4,8 @@
     ├─ CallerError(ValueError)   the caller sent something wrong
     │  ├─ ConfigurationError     the configuration file cannot be used
     │  ├─ NotFound               an unknown placement, profile or item was named
+    │  ├─ Unauthenticated        no key, or none that is known and in force
+    │  ├─ PermissionDenied       a key for something else
     │  └─ PreconditionFailed     the data directory or the request does not fit the present state
     ├─ Unavailable               the engine cannot answer now
     │  └─ ResourceExhausted      a named limit, the disk or the map is full
@@ -41,6 +43,14 @@ class ConfigurationError(CallerError):
 
 class NotFound(CallerError):
     """Something named in the request does not exist."""
+
+
+class Unauthenticated(CallerError):
+    """The caller showed no key, or none that is known and in force."""
+
+
+class PermissionDenied(CallerError):
+    """The caller's key is for something else."""
 
 
 class PreconditionFailed(CallerError):

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train a model from the log"),
     "snapshot": ("snapshot", "write a snapshot of the state"),
     "replay": ("replay", "rebuild the state from the log and compare"),
+    "keys": ("keys", "make, list and revoke the keys of callers"),
     "serve": ("serve", "answer over gRPC"),
     "demo": ("demo", "a generated shop and three visits"),
     "bench": ("bench", "measure"),

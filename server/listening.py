@@ -1,4 +1,4 @@
-"""Where the service listens. Callers hold no keys in this release, so more than loopback must be asked for by name."""
+"""Where the service listens. Without keys of callers, more than loopback must be asked for by name."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def checked_address(text: str, *, insecure: bool) -> str:
         raise CallerError(
             "LISTEN_NOT_LOOPBACK",
             f"expected a loopback address, got {text!r} in --listen: calls are not authenticated, so whoever reaches "
-            f"the port can read every profile; listen on {DEFAULT} behind a proxy that authenticates, or say "
-            "--insecure-listen",
+            f"the port can read every profile; make a key (`tailorbird keys create`), listen on {DEFAULT} behind a proxy "
+            "that authenticates, or say --insecure-listen",
         )
     return text
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from tailorbird.engine import Engine
 from tailorbird.engine.errors import TailorbirdError
 from tailorbird.server import health as health_service
+from tailorbird.server.guard import guarded
 from tailorbird.server.handlers import SERVICES, build_table
 from tailorbird.server.health import Health
+from tailorbird.server.keys import DEFAULT_TENANT, Gate, KeyFile
 from tailorbird.server.listening import DEFAULT, checked_address, is_local
 from tailorbird.server.reflection import reflection_table
-from tailorbird.server.transport import ServerLimits
+from tailorbird.server.transport import HandlerTable, ServerLimits
 from tailorbird.server.transport.choice import AUTO, make_server
 from tailorbird.server.transport.listeners import ListenOptions
 from tailorbird.server.upkeep import Upkeep
@@ -33,6 +35,7 @@ class ServeOptions:
     transport: str = AUTO
     insecure_listen: bool = False
     sockets: ListenOptions = field(default_factory=ListenOptions)
+    tenant: str = DEFAULT_TENANT
     limits: ServerLimits = field(default_factory=ServerLimits)
 
 
@@ -41,14 +44,18 @@ class Service:
 
     def __init__(self, engine: Engine, options: ServeOptions) -> None:
         self._engine = engine
-        self._address = checked_address(options.listen, insecure=options.insecure_listen)
+        keys = KeyFile(engine.directory.root)
+        self.asks_for_keys = bool(keys.read())
+        self._address = checked_address(options.listen, insecure=options.insecure_listen or self.asks_for_keys)
         self._writer = GroupWriter(engine, options.limits.pending_write_bytes_max)
         self._health = Health(SERVICES)
-        table = {
+        table: HandlerTable = {
             **build_table(engine, self._writer),
             **self._health.table(),
             **reflection_table((*SERVICES, health_service.SERVICE)),
         }
+        if self.asks_for_keys:
+            table = guarded(table, Gate(keys, options.tenant))
         self._server, self.transport = make_server(options.transport, table, options.limits, options.sockets)
         self._upkeep: asyncio.Task[None] | None = None
 
@@ -85,7 +92,11 @@ async def serve(engine: Engine, options: ServeOptions, announce: Callable[[str],
     try:
         address = await service.start()
         announce(f"listening on {address}, transport {service.transport}, log position {engine.position}")
-        if options.sockets.tls is not None and options.sockets.tls.client_authorities is not None:
+        if service.asks_for_keys:
+            announce("every call needs a key")
+            if options.sockets.tls is None and not is_local(address):
+                announce("WARNING: without TLS, keys and answers can be read on their way; see --tls-certificate")
+        elif options.sockets.tls is not None and options.sockets.tls.client_authorities is not None:
             announce("every caller shows a certificate")
         elif is_local(address):
             announce("calls are not authenticated; only this machine can reach the address")

@@ -14,9 +14,11 @@ from tailorbird.engine.errors import (
     CallerError,
     ConfigurationError,
     NotFound,
+    PermissionDenied,
     PreconditionFailed,
     ResourceExhausted,
     TailorbirdError,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -36,11 +38,13 @@ class Code(IntEnum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
+    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class CallFailed(Exception):
 # The first class that fits decides, so a class stands before its base.
 _CODES: tuple[tuple[type[TailorbirdError], Code], ...] = (
     (NotFound, Code.NOT_FOUND),
+    (Unauthenticated, Code.UNAUTHENTICATED),
+    (PermissionDenied, Code.PERMISSION_DENIED),
     (PreconditionFailed, Code.FAILED_PRECONDITION),
     # A call cannot send a configuration, so it is the server's state that does not fit.
     (ConfigurationError, Code.FAILED_PRECONDITION),

@@ -11,7 +11,8 @@ from pathlib import Path
 import uvloop
 
 from tailorbird.engine.errors import CallerError
-from tailorbird.server.commands.data_directory import add_data_argument, opened
+from tailorbird.server.commands.data_directory import add_data_argument, find_data_directory, opened
+from tailorbird.server.keys import DEFAULT_TENANT, KeyFile
 from tailorbird.server.listening import DEFAULT, checked_address
 from tailorbird.server.serve import ServeOptions, serve
 from tailorbird.server.transport import ServerLimits
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tls-client-authorities", type=Path, metavar="PEM", help="ask callers for certificates by these"
     )
     parser.add_argument("--reuse-port", action="store_true", help="other processes may listen on the port as well")
+    parser.add_argument("--tenant", default=DEFAULT_TENANT, help=f"whose keys are let in (default {DEFAULT_TENANT})")
     parser.add_argument("--grace-s", type=float, default=limits.grace_s, help="time for calls in flight when stopping")
     parser.add_argument("--message-bytes-max", type=int, default=limits.message_bytes_max, help="largest message taken")
 
@@ -62,14 +64,16 @@ def tls_files(arguments: argparse.Namespace) -> TlsFiles | None:
 def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     tls = tls_files(arguments)
-    # Callers who show certificates are known.
+    # Callers who show certificates or keys are known.
     insecure = arguments.insecure_listen or (tls is not None and tls.client_authorities is not None)
-    checked_address(arguments.listen, insecure=insecure)
+    has_keys = bool(KeyFile(find_data_directory(arguments.data)).read())
+    checked_address(arguments.listen, insecure=insecure or has_keys)
     options = ServeOptions(
         listen=arguments.listen,
         insecure_listen=insecure,
         sockets=ListenOptions(tls=tls, reuse_port=arguments.reuse_port),
         transport=arguments.transport,
+        tenant=arguments.tenant,
         limits=ServerLimits(message_bytes_max=arguments.message_bytes_max, grace_s=arguments.grace_s),
     )
     # grpcio brings a loop's worth of threads of its own; the native transport is only as fast as the loop it runs on.
