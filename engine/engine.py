@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +39,7 @@ from tailorbird.engine.log import LocalLog
 from tailorbird.engine.profile import Profile
 from tailorbird.engine.profiles import read_profile
 from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision, PageRequest
+from tailorbird.engine.servings import Serving, Servings
 from tailorbird.engine.signals import IngestReport, Signal
 from tailorbird.engine.state import read_layouts
 from tailorbird.engine.store import Head, Store
@@ -47,6 +47,7 @@ from tailorbird.engine.training import train_cooccurrence
 from tailorbird.engine.writer import Writer
 
 SERVINGS_QUEUED_MAX = 10_000
+SERVINGS_WHILE_WRITING = 4  # times as many may wait while a writer is at work
 
 
 def system_clock() -> int:
@@ -79,17 +80,15 @@ class Engine:
         self._log = log
         self._clock = clock
         self._lock = lock
+        # Writers take turns, and so do readers, whose evidence is shared; no reader waits for a write. Taken in this order.
         self._turn = threading.RLock()
+        self._reading = threading.RLock()
         self._writer = Writer(store, log, hasher, clock, configuration.limits.map_bytes) if lock is not None else None
         self._evidence = Evidence(store, directory.models)
         self._decider = Decider(store, self._evidence, hasher, self._recently_served)
         self._idle_deciders: list[Decider] = []  # of batches
-        self._batch_count = 0
         self._closed = False
-        self._servings: list[ServedFact] = []
-        self.servings_dropped_count = 0
-        self._served: dict[bytes, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
-        self._served_in_batches: dict[bytes, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+        self._servings = Servings()
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -244,8 +243,9 @@ class Engine:
                 self._release()
 
     def _release(self) -> None:
-        self._closed = True
-        self._store.close()
+        with self._reading:
+            self._closed = True
+            self._store.close()
         self._log.close()
         if self._lock is not None:
             os.close(self._lock)
@@ -381,8 +381,10 @@ class Engine:
         """
         if request is None:
             request = DecideRequest(**fields)
-        with self._turn:
-            return self._record(self._decider.decide(request, self._clock()))
+        with self._reading:
+            decision = self._record(self._decider.decide(request, self._clock()))
+        self._relieve_servings()
+        return decision
 
     def decide_page(self, request: PageRequest) -> list[Decision]:
         """Return the decisions on the placements of one page, in their order, of one moment, and no item twice.
@@ -395,8 +397,11 @@ class Engine:
                 "PAGE_TOO_LARGE",
                 f"expected 1 to limits.page_placements_max = {limit} placements, got {len(request.parts)}; split the page",
             )
-        with self._turn:
-            return [self._record(answer) for answer in self._decider.decide_page(request.requests(), self._clock())]
+        with self._reading:
+            answers = self._decider.decide_page(request.requests(), self._clock())
+            decisions = [self._record(answer) for answer in answers]
+        self._relieve_servings()
+        return decisions
 
     def decide_each(self, requests: Sequence[DecideRequest]) -> Generator[Decision | TailorbirdError, None, None]:
         """Yield the decision on each of a batch of independent requests, or why there is none, all of one moment.
@@ -416,44 +421,38 @@ class Engine:
 
     def _decide_each(self, requests: Sequence[DecideRequest]) -> Generator[Decision | TailorbirdError, None, None]:
         # What a batch reads stays of its moment while other decisions go on with newer ones: it has evidence of its own.
-        with self._turn:
+        with self._reading:
             if self._idle_deciders:
                 decider = self._idle_deciders.pop()
             else:
                 evidence = Evidence(self._store, self.directory.models)
                 decider = Decider(self._store, evidence, self._hasher, self._recently_served)
             answers = decider.decide_each(requests, self._clock())
-            self._batch_count += 1
+            self._servings.begin_batch()
         try:
             for _ in requests:
-                with self._turn:
+                with self._reading:
                     answer = next(answers)
                     decided = answer if isinstance(answer, TailorbirdError) else self._record(answer)
+                self._relieve_servings()
                 yield decided
         finally:
-            with self._turn:
+            with self._reading:
                 answers.close()
+                self._servings.end_batch()
                 if decider.store is self._store:
                     self._idle_deciders.append(decider)
-                self._batch_count -= 1
-                if not self._batch_count:
-                    self._served_in_batches.clear()
 
     def _record(self, answer: Answer) -> Decision:
         """Remember what was served, so that it is not served again, until it is written."""
         decision, served_key, items = answer
         if served_key and items and self._writer is not None:
-            self._servings.append(ServedFact(served_key, decision.placement, decision.at, items))
-            self._served[served_key].append((decision.at, items))
-            if self._batch_count:  # A batch does not see what is written meanwhile.
-                self._served_in_batches[served_key].append((decision.at, items))
-            if len(self._servings) >= SERVINGS_QUEUED_MAX:
-                self._relieve_servings()
+            self._servings.add(ServedFact(served_key, decision.placement, decision.at, items))
         return decision
 
     def warm(self) -> None:
         """Map the state and fill what decisions fill as they go, so that no caller has to wait for it."""
-        with self._turn:
+        with self._reading:
             self._store.warm()
             for placement in self.configuration.placements:
                 self._decider.decide(DecideRequest(placement=placement.name), self._clock())
@@ -461,7 +460,7 @@ class Engine:
     def profile(self, identifiers: Mapping[str, str], *, at: int = 0) -> Profile:
         """Return one person's profile as of `at` (ms, 0 is now). Raises `NotFound` NO_PROFILE."""
         anchors = self._hasher.anchors(identifiers)
-        with self._turn, self._store.reading() as txn:
+        with self._reading, self._store.reading() as txn:
             self._evidence.follow(txn)
             found = read_profile(self._store, txn, self._evidence, self._hasher, anchors, at or self._clock())
             if found is None:
@@ -472,7 +471,7 @@ class Engine:
         self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], *, at: int = 0
     ) -> npt.NDArray[np.float32] | None:
         """Return the numeric values of features (by index) of one person, 0 where not fresh, None for a stranger."""
-        with self._turn:
+        with self._reading:
             return self._decider.read_features(identifiers, features, at or self._clock())
 
     def source_offset(self, source: str) -> int:
@@ -488,7 +487,7 @@ class Engine:
 
     def item_names(self, ids: Iterable[str]) -> dict[str, str]:
         """Return the names of items, for display."""
-        with self._turn, self._store.reading() as txn:
+        with self._reading, self._store.reading() as txn:
             self._evidence.follow(txn)
             wanted = list(ids)
             numbers, _ = self._evidence.catalogue.items.lookup(wanted)
@@ -512,28 +511,44 @@ class Engine:
 
     # ---- servings ------------------------------------------------------------------------------------------------
 
-    def _recently_served(self, fragment: bytes, at: int) -> list[tuple[int, tuple[int, ...]]]:
-        served = self._served.get(fragment, [])
-        return served + self._served_in_batches.get(fragment, []) if self._batch_count else served
+    def _recently_served(self, fragment: bytes, at: int) -> list[Serving]:
+        return self._servings.of(fragment)
+
+    @property
+    def servings_dropped_count(self) -> int:
+        """How many servings were forgotten because they could not be written."""
+        return self._servings.dropped_count
 
     def _relieve_servings(self) -> None:
-        """Write the servings that wait, or, where nothing can be written, forget the oldest: decisions go on."""
-        try:
-            self._write_servings()
-        except Unavailable:
-            oldest = self._servings.pop(0)
-            del self._served[oldest.key][:1]
-            self.servings_dropped_count += 1
+        """Write the servings where too many wait, unless a writer is at work; the oldest are forgotten where none can be."""
+        if len(self._servings.waiting) < SERVINGS_QUEUED_MAX:
+            return
+        if self._turn.acquire(blocking=False):
+            try:
+                self._write_servings()
+            except Unavailable:
+                with self._reading:
+                    self._servings.drop_oldest()
+            finally:
+                self._turn.release()
+        elif len(self._servings.waiting) >= SERVINGS_WHILE_WRITING * SERVINGS_QUEUED_MAX:
+            with self._reading:
+                self._servings.drop_oldest()
 
     def _write_servings(self) -> None:
-        if self._servings and self._writer is not None:
-            waiting, self._servings = self._servings, []
-            try:
-                self._writer.append(*waiting)
-            except BaseException:
-                self._servings = waiting + self._servings
-                raise
-            self._served.clear()
+        """Write what was served. Whoever calls has the writers' turn."""
+        if self._writer is None or not self._servings.waiting:
+            return
+        with self._reading:
+            taken = self._servings.take()
+        try:
+            self._writer.append(*taken)
+        except BaseException:
+            with self._reading:
+                self._servings.give_back(taken)
+            raise
+        with self._reading:  # A decision under way may still read the state from before.
+            self._servings.written()
 
 
 def _check_item_id(item_id: str) -> None:

@@ -568,10 +568,10 @@ def test_decisions_go_on_when_servings_can_no_longer_be_written(
     for n in range(6):
         assert engine.decide(placement="home", identifiers={"anonymous_id": "v1"}, at=START + n * DAY).items
     assert engine.servings_dropped_count == 4
-    assert len(engine._servings) == 2
+    assert len(engine._servings.waiting) == 2
     full.room = None
     engine.flush()
-    assert engine._servings == []
+    assert engine._servings.waiting == []
 
 
 LIMITED = """

@@ -117,7 +117,7 @@ def test_a_batch_that_is_not_read_to_its_end_holds_nothing(tmp_path: Path) -> No
         batch = engine.decide_each([DecideRequest(placement="home")] * 9)
         next(batch)
         batch.close()
-        assert engine._batch_count == 0
+        assert engine._servings._batch_count == 0
         assert not any(
             reader for reader in engine._store.environment.readers().splitlines()[1:] if reader.split()[2] != "-"
         )
