@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     if args.quick:
         args.people, args.items, args.blocks = 5_000, 2_000, 6
     size = WorkloadR(args.people, args.items, args.seed)
-    with _directory(args.data) as path:
+    with directory_of(args.data) as path:
         begin = time.perf_counter()
-        with _filled(size, path) as engine:
+        with filled(size, path) as engine:
             results: dict[str, object] = {
                 "method": METHOD,
                 "people": size.people,
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
                 "prepare_s": time.perf_counter() - begin,
             }
             engine.warm()
-            bench = _Bench(engine, size, args.blocks, args.calls)
+            bench = BenchR(engine, size, args.blocks, args.calls)
             for count in (100, 1_000):
                 results.update(_decision_results(count, bench.decide(min(count, size.items // 2))))
             retrieved = bench.decide_retrieved()
@@ -107,7 +107,7 @@ def _profile_results(paired: Paired) -> dict[str, object]:
     }
 
 
-class _Bench:
+class BenchR:
     """The measurements over one filled engine."""
 
     def __init__(self, engine: Engine, size: WorkloadR, block_count: int, call_count: int) -> None:
@@ -179,6 +179,14 @@ class _Bench:
 
         return time_blocks(table.lookup, inputs_of, block_count=self.block_count)
 
+    def requests(self, candidate_count: int) -> list[DecideRequest]:
+        """Return a block of requests of random people on random candidates, each of whom was served 10 items just now."""
+        people = self.rng.integers(0, self.size.people, self.call_count).tolist()
+        for person in people:
+            self.engine.decide(self._request(person, 100))
+        self.engine.flush()
+        return [self._request(person, candidate_count) for person in people]
+
     def _served_people(self) -> list[list[int]]:
         """Return the people to ask about, by block, each served 10 items just now, so that there is what to exclude."""
         people = self.rng.integers(0, self.size.people, (self.block_count + 1, self.call_count)).tolist()
@@ -227,7 +235,8 @@ def _bare_store(
 
 
 @contextlib.contextmanager
-def _directory(given: Path | None) -> Iterator[Path]:
+def directory_of(given: Path | None) -> Iterator[Path]:
+    """Yield the directory given, or one that is gone afterwards."""
     if given is not None:
         yield given
         return
@@ -235,7 +244,7 @@ def _directory(given: Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _filled(size: WorkloadR, path: Path) -> Engine:
+def filled(size: WorkloadR, path: Path) -> Engine:
     """Return an engine holding the workload, filled now or by an earlier run on the same directory."""
     mark = path / _MARK
     held = mark.read_text() if mark.exists() else ""

@@ -14,6 +14,7 @@ from tailorbird.engine.errors import CallerError
 # Name and what it measures; `all` runs those that need no input of the user's.
 BENCHES: dict[str, str] = {
     "engine": "a decision against bare numpy, a profile against a bare read",
+    "stages": "where the time of a decision goes",
     "ingest": "signals a second against bare LMDB writes",
     "quality": "how good the decisions are, on real orders",
     "crash": "kill -9 at random moments of a mixed load",

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from tailorbird.bench import demo, engine, ingest, rpc, workload
+from tailorbird.bench import demo, engine, ingest, rpc, stages, workload
 from tailorbird.bench.world import World, WorldSettings
 from tailorbird.engine.configuration import parse_configuration
 from tailorbird.engine.errors import PreconditionFailed
@@ -58,6 +58,29 @@ def test_bench_engine_reports_every_figure_and_uses_a_prepared_directory_again(t
         assert results["method"]
     with pytest.raises(PreconditionFailed, match="OTHER_WORKLOAD"):
         engine.run(options(engine, *small, "--seed", "65"))
+
+
+def test_bench_stages_clocks_every_stage_and_leaves_the_engine_as_it_was(tmp_path: Path) -> None:
+    small = ["--people", "200", "--items", "3000", "--blocks", "1", "--calls", "5", "--data", str(tmp_path / "r")]
+    results = stages.run(options(stages, *small))
+    for count in (100, 1_000):
+        names = ("whole", "transaction", "follow", "identifier", "person", "lists", "known", "rank", "estimate")
+        assert_positive(results, *(f"{name}_{count}_us" for name in names), f"decide_{count}_over_estimate")
+        assert f"rest_{count}_us" in results
+
+
+def test_a_clock_is_taken_off_again_and_counts_failures_too() -> None:
+    class Owner:
+        def fail(self) -> None:
+            raise ValueError("as the test has it")
+
+    owner, clock = Owner(), stages.Clock()
+    take_off = stages._patched(owner, "fail", clock)
+    with pytest.raises(ValueError, match="as the test has it"):
+        owner.fail()
+    take_off()
+    assert len(clock.spent_ns) == 1
+    assert vars(owner) == {}
 
 
 def test_bench_ingest_reports_every_figure(tmp_path: Path) -> None:
