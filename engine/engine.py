@@ -519,6 +519,11 @@ class Engine:
         """How many servings were forgotten because they could not be written."""
         return self._servings.dropped_count
 
+    @property
+    def servings_waiting_count(self) -> int:
+        """How many servings wait to be written."""
+        return len(self._servings.waiting)
+
     def _relieve_servings(self) -> None:
         """Write the servings where too many wait, unless a writer is at work; the oldest are forgotten where none can be."""
         if len(self._servings.waiting) < SERVINGS_QUEUED_MAX:

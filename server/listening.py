@@ -13,7 +13,7 @@ _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]]+)):(?P<p
 _LOCAL = re.compile(r"unix:.+|fd:\d{1,9}")
 
 
-def checked_address(text: str, *, insecure: bool) -> str:
+def checked_address(text: str, *, insecure: bool, option: str = "--listen") -> str:
     """Return `host:port`, `unix:PATH` or `fd:N` when it may be listened on.
 
     Raises `CallerError` BAD_ADDRESS, or LISTEN_NOT_LOOPBACK unless `insecure` says that it is meant.
@@ -24,12 +24,12 @@ def checked_address(text: str, *, insecure: bool) -> str:
     if match is None or int(match["port"]) > 65_535:
         raise CallerError(
             "BAD_ADDRESS",
-            f"expected host:port, such as {DEFAULT} or [::1]:50051, unix:PATH or fd:N, got {text!r} in --listen",
+            f"expected host:port, such as {DEFAULT} or [::1]:50051, unix:PATH or fd:N, got {text!r} in {option}",
         )
     if not insecure and not is_loopback(match["v6"] or match["host"]):
         raise CallerError(
             "LISTEN_NOT_LOOPBACK",
-            f"expected a loopback address, got {text!r} in --listen: calls are not authenticated, so whoever reaches "
+            f"expected a loopback address, got {text!r} in {option}: calls are not authenticated, so whoever reaches "
             f"the port can read every profile; make a key (`tailorbird keys create`), listen on {DEFAULT} behind a proxy "
             "that authenticates, or say --insecure-listen",
         )

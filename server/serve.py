@@ -17,6 +17,7 @@ from tailorbird.server.handlers import SERVICES, build_table
 from tailorbird.server.health import Health
 from tailorbird.server.keys import DEFAULT_TENANT, Gate, KeyFile
 from tailorbird.server.listening import DEFAULT, checked_address, is_local
+from tailorbird.server.metrics import Metrics
 from tailorbird.server.reflection import reflection_table
 from tailorbird.server.transport import HandlerTable, ServerLimits
 from tailorbird.server.transport.choice import AUTO, make_server
@@ -36,6 +37,7 @@ class ServeOptions:
     insecure_listen: bool = False
     sockets: ListenOptions = field(default_factory=ListenOptions)
     tenant: str = DEFAULT_TENANT
+    metrics: str = ""
     limits: ServerLimits = field(default_factory=ServerLimits)
 
 
@@ -56,12 +58,22 @@ class Service:
         }
         if self.asks_for_keys:
             table = guarded(table, Gate(keys, options.tenant))
+        self._metrics: Metrics | None = None
+        if options.metrics:
+            self._metrics = Metrics(engine)
+            self._metrics_address = checked_address(
+                options.metrics, insecure=options.insecure_listen, option="--metrics"
+            )
+            table = self._metrics.metered(table)
         self._server, self.transport = make_server(options.transport, table, options.limits, options.sockets)
         self._upkeep: asyncio.Task[None] | None = None
+        self.metrics_port = 0
 
     async def start(self) -> str:
         """Warm up, listen, say SERVING; return the address with the port that was bound."""
         self._engine.warm()
+        if self._metrics is not None:
+            self.metrics_port = self._metrics.serve(self._metrics_address)
         port = await self._server.start(self._address)
         self._upkeep = asyncio.get_running_loop().create_task(Upkeep(self._engine, self._writer).run())
         self._health.set_serving(True)
@@ -80,6 +92,8 @@ class Service:
         except TailorbirdError as error:
             LOG.error("what was served last could not be written: %s", error)
         await self._writer.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
 
 async def serve(engine: Engine, options: ServeOptions, announce: Callable[[str], None]) -> None:
@@ -92,6 +106,8 @@ async def serve(engine: Engine, options: ServeOptions, announce: Callable[[str],
     try:
         address = await service.start()
         announce(f"listening on {address}, transport {service.transport}, log position {engine.position}")
+        if options.metrics:
+            announce(f"metrics at http://{options.metrics.rpartition(':')[0]}:{service.metrics_port}/metrics")
         if service.asks_for_keys:
             announce("every call needs a key")
             if options.sockets.tls is None and not is_local(address):

@@ -5,6 +5,7 @@ What the caller did wrong is told in full. Of our own bugs the caller learns an 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from dataclasses import dataclass
@@ -82,14 +83,24 @@ _CODES: tuple[tuple[type[TailorbirdError], Code], ...] = (
 )
 
 
-def status_of(error: Exception, method: str = "") -> CallStatus:
-    """Return the status that tells a caller about `error`; internal errors are logged under the id the caller gets."""
+def code_of(error: BaseException) -> Code:
+    """Return the code that tells a caller about `error`."""
     if isinstance(error, TailorbirdError):
         if error.reason == DEADLINE_REASON:
-            return CallStatus(Code.DEADLINE_EXCEEDED, clipped(error.message), error.reason)
+            return Code.DEADLINE_EXCEEDED
         for kind, code in _CODES:
             if isinstance(error, kind):
-                return CallStatus(code, clipped(error.message), error.reason)
+                return code
+    if isinstance(error, asyncio.CancelledError):
+        return Code.CANCELLED
+    return error.status.code if isinstance(error, CallFailed) else Code.INTERNAL
+
+
+def status_of(error: Exception, method: str = "") -> CallStatus:
+    """Return the status that tells a caller about `error`; internal errors are logged under the id the caller gets."""
+    code = code_of(error)
+    if code is not Code.INTERNAL and isinstance(error, TailorbirdError):
+        return CallStatus(code, clipped(error.message), error.reason)
     if isinstance(error, CallFailed):
         return error.status
     incident = secrets.token_hex(8)

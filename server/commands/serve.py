@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tls-client-authorities", type=Path, metavar="PEM", help="ask callers for certificates by these"
     )
     parser.add_argument("--reuse-port", action="store_true", help="other processes may listen on the port as well")
+    parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus there; default nowhere")
     parser.add_argument("--tenant", default=DEFAULT_TENANT, help=f"whose keys are let in (default {DEFAULT_TENANT})")
     parser.add_argument("--grace-s", type=float, default=limits.grace_s, help="time for calls in flight when stopping")
     parser.add_argument("--message-bytes-max", type=int, default=limits.message_bytes_max, help="largest message taken")
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         sockets=ListenOptions(tls=tls, reuse_port=arguments.reuse_port),
         transport=arguments.transport,
         tenant=arguments.tenant,
+        metrics=arguments.metrics,
         limits=ServerLimits(message_bytes_max=arguments.message_bytes_max, grace_s=arguments.grace_s),
     )
     # grpcio brings a loop's worth of threads of its own; the native transport is only as fast as the loop it runs on.

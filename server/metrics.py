@@ -1,0 +1,172 @@
+"""What the service tells Prometheus: calls by method and status, how long they took, and where the engine stands.
+
+Nothing here names a person: labels are methods and statuses alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tailorbird.engine import Engine
+from tailorbird.engine.errors import CallerError
+from tailorbird.server.statuses import code_of
+from tailorbird.server.transport import (
+    Bidirectional,
+    CallContext,
+    ClientStream,
+    Handler,
+    HandlerTable,
+    ServerStream,
+    Unary,
+)
+
+# Seconds: a decision is tens of microseconds, a write milliseconds, a large batch or a stream longer.
+BUCKETS = (25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 5.0, 30.0)
+
+
+class EngineCollector(Collector):
+    """The engine's own figures, read when they are asked for."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the figures."""
+        engine = self._engine
+        yield GaugeMetricFamily("tailorbird_log_position", "The next position of the log.", engine.position)
+        yield GaugeMetricFamily(
+            "tailorbird_newest_event_seconds",
+            "The newest event time in the state, Unix time.",
+            engine.latest_event_time / 1e3,
+        )
+        yield GaugeMetricFamily(
+            "tailorbird_servings_waiting", "Servings that wait to be written.", engine.servings_waiting_count
+        )
+        yield CounterMetricFamily(
+            "tailorbird_servings_dropped",
+            "Servings forgotten because they could not be written.",
+            engine.servings_dropped_count,
+        )
+
+
+class Metrics:
+    """The figures of one service, and the port they are read at."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.registry = CollectorRegistry()
+        self._calls = Counter(
+            "tailorbird_calls", "Calls that have ended, by status.", ["method", "code"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "tailorbird_call_seconds",
+            "From a whole request to its answer; of streams, to their end.",
+            ["method"],
+            registry=self.registry,
+            buckets=BUCKETS,
+        )
+        self.registry.register(EngineCollector(engine))
+        self._stop: Callable[[], None] | None = None
+
+    def serve(self, address: str) -> int:
+        """Answer `GET /metrics` at `host:port`, in a thread; return the port. Raises `CallerError` LISTEN_FAILED."""
+        host, _, port = address.rpartition(":")
+        if not port.isdecimal() or address.startswith(("unix:", "fd:")):
+            raise CallerError("BAD_ADDRESS", f"expected host:port for metrics, got {address!r} in --metrics")
+        try:
+            server, thread = start_http_server(int(port), addr=host.strip("[]"), registry=self.registry)
+        except OSError as error:
+            raise CallerError(
+                "LISTEN_FAILED",
+                f"expected a free address for metrics, got {address}: {error}; choose another with --metrics",
+            ) from None
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        self._stop = stop
+        return int(server.server_port)
+
+    def close(self) -> None:
+        """Answer no more; idempotent."""
+        if self._stop is not None:
+            self._stop()
+            self._stop = None
+
+    def metered(self, table: HandlerTable) -> HandlerTable:
+        """Return the table with every call counted and timed."""
+        return {path: self._metered(path, handler) for path, handler in table.items()}
+
+    def _metered(self, path: str, handler: Handler) -> Handler:
+        observe, succeeded = self._seconds.labels(path).observe, self._calls.labels(path, "OK").inc
+
+        def ended(began_s: float, error: BaseException | None) -> None:
+            observe(time.perf_counter() - began_s)
+            if error is None:
+                succeeded()
+            else:
+                self._calls.labels(path, code_of(error).name).inc()
+
+        match handler:
+            case Unary(unary, prompt):
+
+                async def metered_unary(request: bytes, context: CallContext) -> bytes:
+                    began_s = time.perf_counter()
+                    try:
+                        answer = await unary(request, context)
+                    except BaseException as error:
+                        ended(began_s, error)
+                        raise
+                    ended(began_s, None)
+                    return answer
+
+                return Unary(metered_unary, prompt)
+            case ClientStream(client_stream):
+
+                async def metered_client_stream(requests: AsyncIterator[bytes], context: CallContext) -> bytes:
+                    began_s = time.perf_counter()
+                    try:
+                        answer = await client_stream(requests, context)
+                    except BaseException as error:
+                        ended(began_s, error)
+                        raise
+                    ended(began_s, None)
+                    return answer
+
+                return ClientStream(metered_client_stream)
+            case ServerStream(server_stream):
+
+                async def metered_server_stream(request: bytes, context: CallContext) -> AsyncIterator[bytes]:
+                    async for answer in _until_its_end(server_stream(request, context), ended):
+                        yield answer
+
+                return ServerStream(metered_server_stream)
+            case Bidirectional(bidirectional):
+
+                async def metered_bidirectional(
+                    requests: AsyncIterator[bytes], context: CallContext
+                ) -> AsyncIterator[bytes]:
+                    async for answer in _until_its_end(bidirectional(requests, context), ended):
+                        yield answer
+
+                return Bidirectional(metered_bidirectional)
+
+
+async def _until_its_end(
+    answers: AsyncIterator[bytes], ended: Callable[[float, BaseException | None], None]
+) -> AsyncIterator[bytes]:
+    """Yield the answers of a stream; tell how it ended."""
+    began_s = time.perf_counter()
+    try:
+        async for answer in answers:
+            yield answer
+    except BaseException as error:
+        ended(began_s, None if isinstance(error, GeneratorExit) else error)
+        raise
+    ended(began_s, None)
