@@ -188,8 +188,9 @@ class Evidence:
 
     @property
     def _epoch(self) -> tuple[int, int]:
-        """How old orders may be: it changes with every 1 % of changed items, and with 256 rows of counts."""
-        return self.catalogue.followed // (1 + self.catalogue.items.count // 100), self._counts_followed // 256
+        """How old orders may be: it changes with every 1 % of changed items, and with as many rows of counts, 256 at most."""
+        few = 1 + self.catalogue.items.count // 100
+        return self.catalogue.followed // few, self._counts_followed // min(256, few)
 
     def _refresh_orders(self) -> None:
         if self._orders_of != self._epoch:

@@ -58,6 +58,16 @@ def test_the_most_bought_are_brought_up_to_their_quota_over_all_and_of_each_cont
         assert french.candidate_count == 3
 
 
+def test_in_a_small_shop_what_becomes_popular_is_brought_at_once(tmp_path: Path) -> None:
+    with open_with(tmp_path, popular=1) as engine:
+        engine.put_items(items("a", "b", "c"))
+        buy(engine, "a0", "a")
+        assert ids(engine.decide(placement="home")) == ["a"]
+        for n in range(2):
+            buy(engine, f"b{n}", "b")
+        assert ids(engine.decide(placement="home")) == ["b"]
+
+
 def test_what_is_bought_with_recent_items_is_brought_up_to_its_quota(tmp_path: Path) -> None:
     with open_with(tmp_path, cooccurrence=2) as engine:
         engine.put_items(items("tea", "pot", "cup", "spoon", "nail", "hammer"))
