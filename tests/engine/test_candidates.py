@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tailorbird.engine import Engine
 from tailorbird.engine.requests import Tier
+from tailorbird.engine.training import read_interactions
 from tests.engine.shops import START, buy, ids, items, open_shop, signal, view
 
 WHO = {"anonymous_id": "v1"}
@@ -147,3 +148,25 @@ def test_nothing_eligible_is_an_empty_answer_that_says_so(tmp_path: Path) -> Non
         assert decision.degraded == ("NOTHING_ELIGIBLE",)
         event = signal("now", product_id="a")
         assert engine.decide(placement="home", events=(event,)).items == ()
+
+
+# ---- the model behind them -------------------------------------------------------------------------------------------
+
+
+def test_the_same_log_trains_the_same_model_in_any_directory(tmp_path: Path) -> None:
+    models, groups = [], []
+    for name in ("one", "other"):
+        with open_with(tmp_path / name, cooccurrence=2) as engine:
+            engine.put_items(items(*"abcdefgh"))
+            for n in range(120):
+                buy(
+                    engine,
+                    f"v{n % 40}",
+                    *(chr(ord("a") + (n * step) % 8) for step in (1, 3, 5)),
+                    at=START + n * 3_600_000,
+                )
+            models.append((engine.directory.models / engine.train_cooccurrence()["file"]).read_bytes())
+            with engine._store.reading() as txn:
+                groups.append(read_interactions(engine._log, engine._store, txn)[0].groups.tolist())
+    assert models[0] == models[1]
+    assert groups[0] == groups[1]
