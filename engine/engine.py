@@ -166,6 +166,8 @@ class Engine:
             if not directory.has_state() and log.end > 0:
                 recovery += directory.restore(log.start, log.end)
             directory.state.mkdir(exist_ok=True)
+            if not synced:  # Before the first byte of state: what is there without a mark is trusted.
+                write_durably(directory.boot_mark, _boot_id().encode())
         is_new = not directory.has_state()
         try:
             store = Store(directory.state, read_only=read_only, map_bytes=configuration.limits.map_bytes, synced=synced)
@@ -178,8 +180,6 @@ class Engine:
             directory.state.mkdir(exist_ok=True)
             is_new = True
             store = Store(directory.state, read_only=read_only, map_bytes=configuration.limits.map_bytes, synced=synced)
-        if not read_only and not synced:
-            write_durably(directory.boot_mark, _boot_id().encode())
         if is_new and not read_only:
             store.sync()
             directory.sync_state_names()
