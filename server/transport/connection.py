@@ -115,6 +115,8 @@ class Connection(asyncio.Protocol):
         # Our settings wait for the peer's first bytes: one that speaks HTTP/1 then gets an answer it can read.
 
     def data_received(self, data: bytes) -> None:
+        if self._closing_s is not None:
+            return
         self._heard_s = now_s = time.monotonic()
         try:
             events = self.session.receive(data, now_s)
@@ -320,7 +322,11 @@ class Connection(asyncio.Protocol):
         """Close once what was written has gone out; calls that still run are cancelled."""
         if self._closing_s is None and self._transport is not None:
             self._closing_s = time.monotonic()
-            self._transport.close()
+            if self._transport.can_write_eof():
+                # The peer closes then, or `check` does: closing on bytes it has just sent would reset what it has still to read.
+                self._transport.write_eof()
+            else:
+                self._transport.close()
 
     def abort(self) -> None:
         """Close at once."""
