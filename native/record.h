@@ -62,35 +62,62 @@ static inline uint32_t tb_record_checksum(const uint8_t *data, size_t length) {
     return (uint32_t)tb_xxh64(data + 16, length - 16, tb_xxh64(data, 12, 0));
 }
 
+/* Whether the entries of a block, which fit into their room, stand as we write them. */
+static inline int tb_entries_check(const tb_feature *feature, const uint8_t *entries, uint64_t n) {
+    size_t size = feature->entry_bytes;
+    int64_t first = 0, before = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        const uint8_t *entry = entries + i * size;
+        uint64_t word = tb_load64(entry);
+        int64_t number = (int32_t)word; /* the key of a bin, the number of a tile */
+        switch (feature->op) {
+        case TB_TOP_K:
+            if (!isfinite(tb_load_double(entry + 8)) || (i > 0 && tb_load64(entry - size) >= word))
+                return 0;
+            continue;
+        case TB_LAST_K: {
+            tb_occurrence newer, older;
+            memcpy(&older, entry, sizeof older);
+            memcpy(&newer, i > 0 ? entry - size : entry, sizeof newer);
+            if (i > 0 && !tb_newer(&newer, &older))
+                return 0;
+            continue;
+        }
+        case TB_QUANTILE:
+            if (word >> 32 == 0)
+                return 0;
+            break;
+        case TB_WINDOW_MIN:
+        case TB_WINDOW_MAX:
+            if (!isfinite(tb_load_double(entry + 8)))
+                return 0;
+            break;
+        }
+        first = i == 0 ? number : first;
+        if (i > 0 && (number <= before || (feature->op != TB_QUANTILE && number - first >= feature->hops.tiles)))
+            return 0;
+        before = number;
+    }
+    return 1;
+}
+
 /* Size of the stored block at `at`, with `room` bytes left in the record; 0 when it does not fit or is not ours. */
 static inline size_t tb_block_check(const tb_feature *feature, const uint8_t *at, size_t room) {
-    size_t head = feature->op == TB_TOP_K ? sizeof(tb_top_k) : sizeof(tb_last_k), size = feature->fixed_bytes;
+    size_t head = feature->head_bytes, size = feature->fixed_bytes;
     if (size != 0) {
-        if (size > room || (feature->op == TB_DECAYED && !isfinite(tb_load_double(at))))
+        if (size > room)
             return 0;
-        return size;
+        if (feature->op == TB_DECAYED || feature->op == TB_MIN || feature->op == TB_MAX)
+            return isfinite(tb_load_double(at)) ? size : 0;
+        return feature->op == TB_MEAN && (int64_t)tb_load64(at + 8) < 1 ? 0 : size;
     }
     if (head > room)
         return 0;
     uint64_t n = tb_load64(at); /* with the four zero bytes behind it */
-    if (n == 0 || n > feature->k || head + n * 16 > room)
+    if (n == 0 || n > feature->entries_max || head + n * feature->entry_bytes > room ||
+        !tb_entries_check(feature, at + head, n))
         return 0;
-    const uint8_t *entries = at + head;
-    for (uint64_t i = 0; i < n; i++) {
-        if (feature->op == TB_TOP_K) {
-            if (!isfinite(tb_load_double(entries + i * 16 + 8)))
-                return 0;
-            if (i > 0 && tb_load64(entries + i * 16 - 16) >= tb_load64(entries + i * 16))
-                return 0;
-        } else if (i > 0) {
-            tb_occurrence newer, older;
-            memcpy(&newer, entries + i * 16 - 16, 16);
-            memcpy(&older, entries + i * 16, 16);
-            if (!tb_newer(&newer, &older))
-                return 0;
-        }
-    }
-    return head + n * 16;
+    return head + n * feature->entry_bytes;
 }
 
 /* Check `data` wholly and write the offset of each feature's block, 0 where absent. `data` needs no alignment. */
@@ -139,9 +166,7 @@ static inline tb_record_fault tb_record_check(const tb_feature *features, size_t
 static inline size_t tb_block_bytes(const tb_feature *feature, const uint8_t *block) {
     if (feature->fixed_bytes != 0)
         return feature->fixed_bytes;
-    if (feature->op == TB_TOP_K)
-        return sizeof(tb_top_k) + ((const tb_top_k *)(const void *)block)->n * sizeof(tb_weighted);
-    return sizeof(tb_last_k) + ((const tb_last_k *)(const void *)block)->n * sizeof(tb_occurrence);
+    return feature->head_bytes + *(const uint32_t *)(const void *)block * feature->entry_bytes;
 }
 
 /* Write the dense record to `out` as stored, and return its size; `out` NULL only measures. */
@@ -176,7 +201,7 @@ static inline void tb_record_spread(const tb_feature *features, size_t feature_c
             const uint8_t *block = data + offsets__f[f];
             size_t size = features[f].fixed_bytes;
             if (size == 0) /* n fits: the check has seen it */
-                size = (features[f].op == TB_TOP_K ? sizeof(tb_top_k) : sizeof(tb_last_k)) + tb_load64(block) * 16;
+                size = features[f].head_bytes + tb_load64(block) * features[f].entry_bytes;
             memcpy(dense + features[f].dense_offset, block, size);
         }
 }

@@ -5,8 +5,19 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef extern from "record.h" nogil:
     enum:
         TB_COUNT, TB_SUM, TB_LAST, TB_TIME_SINCE, TB_DECAYED, TB_TOP_K, TB_LAST_K
+        TB_MEAN, TB_MIN, TB_MAX, TB_FIRST, TB_DISTINCT, TB_QUANTILE
+        TB_WINDOW_COUNT, TB_WINDOW_SUM, TB_WINDOW_MEAN, TB_WINDOW_MIN, TB_WINDOW_MAX, TB_WINDOW_DISTINCT
         TB_FRESH, TB_STALE, TB_MISSING, TB_WARMING, TB_DEFAULTED, TB_MASKED
-        TB_TOP_K_MAX, TB_LAST_K_MAX, TB_FEATURES_MAX, TB_RECORD_FORMAT, TB_FLAG_SATURATED
+        TB_TOP_K_MAX, TB_LAST_K_MAX, TB_QUANTILE_BINS_MAX, TB_PRECISION_MIN, TB_PRECISION_MAX, TB_TILES_MAX
+        TB_FEATURES_MAX, TB_RECORD_FORMAT, TB_FLAG_SATURATED
+
+    ctypedef struct tb_hops:
+        int64_t hop_ms
+        int64_t window_ms
+        uint32_t tiles
+        uint32_t entry_bytes
+        uint32_t precision
+        uint8_t kind
 
     ctypedef struct tb_feature:
         uint8_t op
@@ -18,6 +29,11 @@ cdef extern from "record.h" nogil:
         uint32_t dense_offset
         uint32_t dense_bytes
         uint32_t fixed_bytes
+        uint8_t warming
+        uint8_t has_default
+        double default_value
+        double quantile
+        tb_hops hops
 
     ctypedef struct tb_count:
         int64_t value
@@ -48,6 +64,40 @@ cdef extern from "record.h" nogil:
         uint32_t n
         tb_occurrence* entries
 
+    ctypedef struct tb_mean:
+        int64_t units
+        int64_t count
+        int64_t last_time
+    ctypedef struct tb_extreme:
+        double value
+        int64_t last_time
+    ctypedef struct tb_first:
+        uint64_t bits
+        int64_t event_time
+        uint64_t digest
+    ctypedef struct tb_distinct:
+        int64_t last_time
+        uint8_t* registers
+    ctypedef struct tb_bin:
+        int32_t key
+        uint32_t count
+    ctypedef struct tb_quantiles:
+        uint32_t n
+        int64_t last_time
+        tb_bin* entries
+    ctypedef struct tb_window:
+        uint32_t n
+        int64_t last_time
+    ctypedef struct tb_tile:
+        int32_t tile
+        uint32_t count
+    ctypedef struct tb_sum_tile:
+        int64_t units
+    ctypedef struct tb_extreme_tile:
+        double value
+    ctypedef struct tb_distinct_tile:
+        uint8_t* registers
+
     ctypedef struct tb_header:
         uint8_t format
         uint8_t flags
@@ -70,13 +120,26 @@ cdef extern from "record.h" nogil:
         TB_RECORD_OK
         TB_RECORD_LONG
 
-    uint32_t tb_dense_bytes(uint8_t op, uint32_t k) noexcept
-    bint tb_saturated(int64_t x) noexcept
+    bint tb_feature_complete(tb_feature* feature) noexcept
+    bint tb_is_window(uint8_t op) noexcept
+    bint tb_block_saturated(const tb_feature* feature, const void* block) noexcept
     int64_t tb_sum_units(double value) noexcept
     void tb_block_clear(const tb_feature* feature, void* block) noexcept
     void tb_count_add(tb_count* block, int64_t amount, int64_t time) noexcept
     void tb_sum_add(tb_sum* block, int64_t units, int64_t time) noexcept
     void tb_last_offer(tb_last* block, uint64_t bits, int64_t time, uint64_t digest) noexcept
+    void tb_first_offer(tb_first* block, uint64_t bits, int64_t time, uint64_t digest) noexcept
+    void tb_mean_add(tb_mean* block, int64_t units, int64_t count, int64_t time) noexcept
+    void tb_extreme_offer(uint8_t op, tb_extreme* block, double value, int64_t time) noexcept
+    void tb_distinct_add(uint32_t precision, tb_distinct* block, uint64_t key, int64_t time) noexcept
+    int32_t tb_bin_key(double value) noexcept
+    double tb_bin_value(int32_t key) noexcept
+    void tb_quantiles_add(uint32_t k, tb_quantiles* block, int32_t key, uint32_t count, int64_t time) noexcept
+    void tb_window_count(const tb_hops* hops, tb_window* block, uint32_t amount, int64_t time) noexcept
+    void tb_window_value(const tb_hops* hops, tb_window* block, double value, int64_t time) noexcept
+    void tb_window_key(const tb_hops* hops, tb_window* block, uint64_t key, int64_t time) noexcept
+    tb_tile* tb_window_tile(const tb_hops* hops, const tb_window* block, uint32_t i) noexcept
+    uint32_t tb_register_bytes(uint32_t precision) noexcept
     void tb_time_since_offer(tb_time_since* block, int64_t time) noexcept
     void tb_decayed_add(double half_life_ms, tb_decayed* block, double amount, int64_t time) noexcept
     void tb_top_k_add(double half_life_ms, uint32_t k, tb_top_k* block, uint64_t key, double weight,
@@ -87,6 +150,8 @@ cdef extern from "record.h" nogil:
     int64_t tb_block_time(const tb_feature* feature, const void* block) noexcept
     int64_t tb_age_ms(int64_t time, int64_t at) noexcept
     uint8_t tb_block_status(const tb_feature* feature, const void* block, int64_t at, uint64_t mask) noexcept
+    uint8_t tb_read_double(const tb_feature* feature, const void* block, int64_t at, uint64_t mask,
+                           double* out) noexcept
     uint8_t tb_read_number(const tb_feature* feature, const void* block, int64_t at, uint64_t mask, float* out) noexcept
     int64_t tb_read_recent(const tb_feature* feature, const tb_last_k* block, int64_t at, int64_t room,
                            uint32_t* items, int64_t* times) noexcept
@@ -114,7 +179,8 @@ cdef class RecordLayout:
     cdef readonly int feature_count
     cdef readonly int dense_bytes
     cdef readonly int packed_bytes_max
-    cdef readonly object fingerprint  # u64 of what decides the stored bytes: version, ops, k, half lives
+    cdef readonly object fingerprint  # u64 of what decides the stored bytes: version, ops, k, half lives, hops
+    cdef bint has_warming
     cdef tb_feature* features
     cdef Entry* entries
     cdef list starts  # program p updates entries[starts[p]:starts[p + 1]]

@@ -11,6 +11,18 @@ TIME_SINCE: Final[int]
 DECAYED: Final[int]
 TOP_K: Final[int]
 LAST_K: Final[int]
+MEAN: Final[int]
+MIN: Final[int]
+MAX: Final[int]
+FIRST: Final[int]
+DISTINCT: Final[int]
+QUANTILE: Final[int]
+WINDOW_COUNT: Final[int]
+WINDOW_SUM: Final[int]
+WINDOW_MEAN: Final[int]
+WINDOW_MIN: Final[int]
+WINDOW_MAX: Final[int]
+WINDOW_DISTINCT: Final[int]
 
 FRESH: Final[int]
 STALE: Final[int]
@@ -21,6 +33,10 @@ MASKED: Final[int]
 
 TOP_K_MAX: Final[int]
 LAST_K_MAX: Final[int]
+QUANTILE_BINS_MAX: Final[int]
+TILES_MAX: Final[int]
+PRECISION_MIN: Final[int]
+PRECISION_MAX: Final[int]
 FEATURES_MAX: Final[int]
 SUM_UNITS_PER_ONE: Final[int]
 FLAG_SATURATED: Final[int]
@@ -42,6 +58,11 @@ class RecordLayout:
         required: npt.NDArray[np.uint64],
         admit: npt.NDArray[np.uint64],
         max_age_ms: npt.NDArray[np.int64],
+        window_ms: npt.NDArray[np.int64] | None = None,
+        hop_ms: npt.NDArray[np.int64] | None = None,
+        quantile: npt.NDArray[np.float64] | None = None,
+        default: npt.NDArray[np.float64] | None = None,
+        warming: npt.NDArray[np.uint8] | None = None,
     ) -> RecordLayout: ...
     @property
     def version(self) -> int: ...
@@ -57,6 +78,8 @@ class RecordLayout:
     def offsets(self) -> tuple[int, ...]: ...
     @property
     def ops(self) -> bytes: ...
+    @property
+    def bytes_max(self) -> tuple[int, ...]: ...
     @property
     def program_count(self) -> int: ...
     def add_program(self, entries: Iterable[tuple[int, int, float]]) -> int: ...

@@ -23,9 +23,16 @@ A record as stored, little endian, every part 8-aligned, under 1,900 bytes for a
     DECAYED     f64 value at the reference time, i64 reference time
     TOP_K       u32 n, u32 0, i64 reference time, n x (u64 key, f64 weight), keys ascending
     LAST_K      u32 n, u32 0, n x (u32 item, u32 digest, i64 time), newest first
+    MEAN        i64 ten-thousandths, i64 count, i64 last time
+    MIN, MAX    f64 value, i64 last time
+    FIRST       as LAST
+    DISTINCT    i64 last time, 2^k registers of 4 bits, the even ones low
+    QUANTILE    u32 n, u32 0, i64 last time, n x (i32 bin, u32 count), bins ascending
+    WINDOW_*    u32 n, u32 0, i64 last time, n tiles, ascending: i32 tile, u32 values, and of
+                COUNT nothing, SUM and MEAN i64 ten-thousandths, MIN and MAX f64 value, DISTINCT 2^k registers
 
 The dense form is the same with every block at its largest and in a fixed place. aggregates.h has the kernels and their
-guarantees (which are exact, which bounded), record.h the checked walk over stored bytes.
+guarantees (which are exact, which bounded; more in windows.h, hyperloglog.h, quantiles.h), record.h the checked walk over stored bytes.
 """
 
 cimport cython
@@ -39,9 +46,15 @@ from libc.string cimport memcpy, memset
 
 COUNT, SUM, LAST, TIME_SINCE = TB_COUNT, TB_SUM, TB_LAST, TB_TIME_SINCE
 DECAYED, TOP_K, LAST_K = TB_DECAYED, TB_TOP_K, TB_LAST_K
+MEAN, MIN, MAX, FIRST = TB_MEAN, TB_MIN, TB_MAX, TB_FIRST
+DISTINCT, QUANTILE = TB_DISTINCT, TB_QUANTILE
+WINDOW_COUNT, WINDOW_SUM, WINDOW_MEAN = TB_WINDOW_COUNT, TB_WINDOW_SUM, TB_WINDOW_MEAN
+WINDOW_MIN, WINDOW_MAX, WINDOW_DISTINCT = TB_WINDOW_MIN, TB_WINDOW_MAX, TB_WINDOW_DISTINCT
 FRESH, STALE, MISSING, WARMING = TB_FRESH, TB_STALE, TB_MISSING, TB_WARMING
 DEFAULTED, MASKED = TB_DEFAULTED, TB_MASKED
 TOP_K_MAX, LAST_K_MAX, FEATURES_MAX = TB_TOP_K_MAX, TB_LAST_K_MAX, TB_FEATURES_MAX
+QUANTILE_BINS_MAX, TILES_MAX = TB_QUANTILE_BINS_MAX, TB_TILES_MAX
+PRECISION_MIN, PRECISION_MAX = TB_PRECISION_MIN, TB_PRECISION_MAX
 SUM_UNITS_PER_ONE = 10_000
 FLAG_SATURATED = TB_FLAG_SATURATED
 
@@ -57,6 +70,10 @@ cdef tuple FAULTS = (
     ("RECORD_BITMAP", "features past the last of {count} are marked present at offset {where}"),
     ("RECORD_BLOCK", "expected a feature block at offset {where}, got bytes no writer makes"),
 )
+
+
+# What an event that brings no value can be folded into.
+cdef frozenset VALUELESS = frozenset([TB_COUNT, TB_SUM, TB_TIME_SINCE, TB_DECAYED, TB_WINDOW_COUNT, TB_WINDOW_SUM])
 
 
 class RecordError(ValueError):
@@ -78,18 +95,22 @@ class RecordError(ValueError):
 cdef class RecordLayout:
     """Which features a record holds and how they are kept; made once per configuration version, shared by all records.
 
-    One descriptor per feature: `ops` (COUNT ... LAST_K), `k` (entries of TOP_K and LAST_K), `half_life_ms` (of
-    DECAYED and TOP_K, 0 = no decay), `required` (bits a mask must have to read), `admit` (bits it must have to update
-    or merge), `max_age_ms` (older is STALE, 0 = never). Raises RecordError for a descriptor that does not exist.
+    One descriptor per feature: `ops` (COUNT ... WINDOW_DISTINCT), `k` (entries of TOP_K, LAST_K and QUANTILE, precision
+    of DISTINCT), `half_life_ms` (of DECAYED and TOP_K, 0 = no decay), `required` (bits a mask must have to read),
+    `admit` (bits it must have to update or merge), `max_age_ms` (older is STALE, 0 = never), and, where there are any:
+    `window_ms` and `hop_ms` (of windows), `quantile` (which, in [0, 1]), `default` (what speaks where the feature cannot,
+    NaN = nothing), `warming` (1 = it must not speak yet). Raises RecordError for a descriptor that does not exist.
     """
 
     def __cinit__(self, int version, const uint8_t[::1] ops not None, *, const uint32_t[::1] k not None,
                   const double[::1] half_life_ms not None, const uint64_t[::1] required not None,
-                  const uint64_t[::1] admit not None, const int64_t[::1] max_age_ms not None):
+                  const uint64_t[::1] admit not None, const int64_t[::1] max_age_ms not None,
+                  const int64_t[::1] window_ms=None, const int64_t[::1] hop_ms=None, const double[::1] quantile=None,
+                  const double[::1] default=None, const uint8_t[::1] warming=None):
         cdef Py_ssize_t count = ops.shape[0], f
         cdef uint32_t offset = sizeof(tb_header) + (count + 63) // 64 * 8
         cdef tb_feature* feature
-        cdef uint64_t shape[3]
+        cdef uint64_t shape[5]
         cdef uint64_t fingerprint = <uint64_t>version
         if not 0 <= version <= 0xFFFF:
             raise RecordError("LAYOUT_VERSION", f"expected a layout version of 0 to 65535, got {version}")
@@ -97,6 +118,10 @@ cdef class RecordLayout:
             raise RecordError("LAYOUT_FEATURES", f"expected at most {TB_FEATURES_MAX} features, got {count}")
         lengths = {"k": k.shape[0], "half_life_ms": half_life_ms.shape[0], "required": required.shape[0],
                    "admit": admit.shape[0], "max_age_ms": max_age_ms.shape[0]}
+        for name, given in (("window_ms", window_ms), ("hop_ms", hop_ms), ("quantile", quantile),
+                            ("default", default), ("warming", warming)):
+            if given is not None:
+                lengths[name] = len(given)
         for name, length in lengths.items():
             if length != count:
                 raise RecordError("LAYOUT_FEATURES", f"expected {count} values in {name}, got {length}")
@@ -105,25 +130,36 @@ cdef class RecordLayout:
             raise MemoryError
         for f in range(count):
             feature = &self.features[f]
-            feature.dense_bytes = tb_dense_bytes(ops[f], k[f])
-            if feature.dense_bytes == 0:
-                raise RecordError("LAYOUT_FEATURE", f"feature {f}: expected a known op, and k of 1 to {TB_TOP_K_MAX} "
-                                  f"for TOP_K or {TB_LAST_K_MAX} for LAST_K, got op {ops[f]} with k {k[f]}")
-            if not (isfinite(half_life_ms[f]) and half_life_ms[f] >= 0.0 and max_age_ms[f] >= 0):
-                raise RecordError("LAYOUT_FEATURE", f"feature {f}: expected half_life_ms and max_age_ms of 0 or more, "
-                                  f"got {half_life_ms[f]} and {max_age_ms[f]}")
             feature.op = ops[f]
             feature.k = k[f]
             feature.half_life_ms = half_life_ms[f]
             feature.required = required[f]
             feature.admit = admit[f]
             feature.max_age_ms = max_age_ms[f]
+            feature.hops.window_ms = 0 if window_ms is None else window_ms[f]
+            feature.hops.hop_ms = 0 if hop_ms is None else hop_ms[f]
+            feature.quantile = 0.5 if quantile is None else quantile[f]
+            feature.default_value = NAN if default is None else default[f]
+            feature.has_default = isfinite(feature.default_value)
+            feature.warming = warming is not None and warming[f] != 0
+            self.has_warming |= feature.warming
+            if not tb_feature_complete(feature):
+                raise RecordError("LAYOUT_FEATURE", f"feature {f}: expected a known op, k of 1 to {TB_TOP_K_MAX} for TOP_K, "
+                                  f"{TB_LAST_K_MAX} for LAST_K, {TB_QUANTILE_BINS_MAX} for QUANTILE, {TB_PRECISION_MIN} to "
+                                  f"{TB_PRECISION_MAX} for DISTINCT, and a window of 1 to {TB_TILES_MAX - 1} hops, got op "
+                                  f"{ops[f]} with k {k[f]}, window {feature.hops.window_ms} ms, hop {feature.hops.hop_ms} ms")
+            if not (isfinite(half_life_ms[f]) and half_life_ms[f] >= 0.0 and max_age_ms[f] >= 0):
+                raise RecordError("LAYOUT_FEATURE", f"feature {f}: expected half_life_ms and max_age_ms of 0 or more, "
+                                  f"got {half_life_ms[f]} and {max_age_ms[f]}")
+            if not 0.0 <= feature.quantile <= 1.0:
+                raise RecordError("LAYOUT_FEATURE", f"feature {f}: expected a quantile of 0 to 1, got {feature.quantile}")
             feature.dense_offset = offset
-            feature.fixed_bytes = 0 if ops[f] == TB_TOP_K or ops[f] == TB_LAST_K else feature.dense_bytes
             offset += feature.dense_bytes
             shape[0] = ops[f]
             shape[1] = k[f]
             memcpy(&shape[2], &feature.half_life_ms, 8)
+            shape[3] = <uint64_t>feature.hops.hop_ms
+            shape[4] = <uint64_t>feature.hops.tiles
             fingerprint = tb_xxh64(shape, sizeof(shape), fingerprint)
         self.version = version
         self.feature_count = count
@@ -145,6 +181,11 @@ cdef class RecordLayout:
         return bytes([self.features[f].op for f in range(self.feature_count)])
 
     @property
+    def bytes_max(self):
+        """What each feature takes at its largest, in bytes."""
+        return tuple([self.features[f].dense_bytes for f in range(self.feature_count)])
+
+    @property
     def program_count(self):
         return len(self.starts) - 1
 
@@ -152,7 +193,7 @@ cdef class RecordLayout:
         """Register what one signal type updates, as (feature_index, slot_index, weight); returns the program's number.
 
         slot_index -1 takes no value: COUNT and SUM then add the weight, DECAYED counts it, TIME_SINCE needs none.
-        COUNT weights are whole numbers. Raises RecordError for an entry that fits no feature.
+        COUNT weights are whole numbers, of a window 0 to 2^32 - 1. Raises RecordError for an entry that fits no feature.
         """
         cdef list rows = list(entries)
         cdef Py_ssize_t total = self.entry_count + len(rows)
@@ -170,12 +211,15 @@ cdef class RecordLayout:
                 raise RecordError("PROGRAM_ENTRY",
                                   f"expected a feature of 0 to {self.feature_count - 1}, got {feature}")
             op = self.features[feature].op
-            if not -1 <= slot < 0x7FFF or (slot < 0 and op in (TB_LAST, TB_TOP_K, TB_LAST_K)):
+            if not -1 <= slot < 0x7FFF or (slot < 0 and op not in VALUELESS):
                 raise RecordError("PROGRAM_ENTRY",
                                   f"feature {feature}: expected a slot that holds its value, got {slot}")
             if not isfinite(weight) or (op == TB_COUNT and (weight != <double><int64_t>max(min(weight, 1e15), -1e15))):
                 raise RecordError("PROGRAM_ENTRY",
                                   f"feature {feature}: expected a finite weight, whole for a COUNT, got {weight}")
+            if op == TB_WINDOW_COUNT and not (0.0 <= weight <= 4294967295.0 and weight == <double><uint32_t>weight):
+                raise RecordError("PROGRAM_ENTRY", f"feature {feature}: expected a whole weight of 0 to 4294967295 for a "
+                                  f"count in a window, got {weight}")
             grown[place] = Entry(<int32_t>feature, <int32_t>slot, weight)
             place += 1
         self.entry_count = total
@@ -184,18 +228,38 @@ cdef class RecordLayout:
 
 
 cdef int fold_weight(const tb_feature* feature, void* block, double weight, int64_t time) noexcept nogil:
-    """Fold an event that brings no value; 1, or 0 when the feature needs one."""
+    """Fold an event that brings no value into one of VALUELESS; returns 1."""
     if feature.op == TB_COUNT:
         tb_count_add(<tb_count*>block, <int64_t>weight, time)
-    elif feature.op == TB_SUM:
-        tb_sum_add(<tb_sum*>block, tb_sum_units(weight), time)
     elif feature.op == TB_TIME_SINCE:
         tb_time_since_offer(<tb_time_since*>block, time)
-    elif feature.op == TB_DECAYED:
-        tb_decayed_add(feature.half_life_ms, <tb_decayed*>block, weight, time)
+    elif feature.op == TB_WINDOW_COUNT:
+        tb_window_count(&feature.hops, <tb_window*>block, <uint32_t>weight, time)
     else:
-        return 0
+        fold_number(feature, block, weight, time)
     return 1
+
+
+cdef void fold_number(const tb_feature* feature, void* block, double number, int64_t time) noexcept nogil:
+    """Fold a finite number."""
+    cdef uint8_t op = feature.op
+    if op == TB_SUM:
+        tb_sum_add(<tb_sum*>block, tb_sum_units(number), time)
+    elif op == TB_DECAYED:
+        tb_decayed_add(feature.half_life_ms, <tb_decayed*>block, number, time)
+    elif op == TB_MEAN:
+        tb_mean_add(<tb_mean*>block, tb_sum_units(number), 1, time)
+    elif op == TB_MIN or op == TB_MAX:
+        tb_extreme_offer(op, <tb_extreme*>block, number + 0.0, time)  # no negative zero
+    elif op == TB_QUANTILE:
+        tb_quantiles_add(feature.k, <tb_quantiles*>block, tb_bin_key(number), 1, time)
+    else:
+        tb_window_value(&feature.hops, <tb_window*>block, number + 0.0, time)
+
+
+cdef int folds_numbers(uint8_t op) noexcept nogil:
+    return (op == TB_SUM or op == TB_DECAYED or op == TB_MEAN or op == TB_MIN or op == TB_MAX or op == TB_QUANTILE
+            or op == TB_WINDOW_SUM or op == TB_WINDOW_MEAN or op == TB_WINDOW_MIN or op == TB_WINDOW_MAX)
 
 
 cdef double number_of(object value) except? -1.0:
@@ -215,12 +279,15 @@ cdef int fold_value(const tb_feature* feature, void* block, double weight, objec
     cdef uint64_t bits
     cdef tb_occurrence fresh
     cdef uint8_t op = feature.op
-    if op == TB_COUNT or op == TB_TIME_SINCE:
+    if op == TB_COUNT or op == TB_TIME_SINCE or op == TB_WINDOW_COUNT:
         return fold_weight(feature, block, weight, time)
-    if op == TB_SUM or op == TB_DECAYED:
+    if folds_numbers(op):
         number = number_of(value) * weight
-        return fold_weight(feature, block, number, time) if isfinite(number) else 0
-    if op == TB_LAST:
+        if not isfinite(number):
+            return 0
+        fold_number(feature, block, number, time)
+        return 1
+    if op == TB_LAST or op == TB_FIRST:
         if isinstance(value, int):
             bits = value
         else:
@@ -228,7 +295,14 @@ cdef int fold_value(const tb_feature* feature, void* block, double weight, objec
             if not isfinite(number):
                 return 0
             memcpy(&bits, &number, 8)
-        tb_last_offer(<tb_last*>block, bits, time, digest)
+        if op == TB_LAST:
+            tb_last_offer(<tb_last*>block, bits, time, digest)
+        else:
+            tb_first_offer(<tb_first*>block, bits, time, digest)
+    elif op == TB_DISTINCT:
+        tb_distinct_add(feature.k, <tb_distinct*>block, <uint64_t>value, time)
+    elif op == TB_WINDOW_DISTINCT:
+        tb_window_key(&feature.hops, <tb_window*>block, <uint64_t>value, time)
     elif op == TB_TOP_K:
         bits = value
         tb_top_k_add(feature.half_life_ms, feature.k, <tb_top_k*>block, bits, weight, time)
@@ -259,7 +333,7 @@ cdef void merge_features(const tb_feature* features, Py_ssize_t feature_count, u
         else:
             memcpy(block, source + feature.dense_offset, feature.dense_bytes)
             into_presence[f >> 6] |= bit
-        if (feature.op == TB_COUNT or feature.op == TB_SUM) and tb_saturated((<const int64_t*>block)[0]):
+        if tb_block_saturated(feature, block):
             (<tb_header*>into).flags |= TB_FLAG_SATURATED
 
 
@@ -435,9 +509,9 @@ cdef class Record(RecordHeader):
     def update(self, Py_ssize_t program, int64_t event_time, uint64_t digest, tuple slots not None, uint64_t mask):
         """Fold one event into the features its program names and `mask` admits. The header is the caller's to update.
 
-        A slot holds None (absent), a value, or a tuple or list of values: a number for SUM and DECAYED, multiplied by
-        the entry's weight; a float or an int symbol (u64) for LAST; an int key (u64) for TOP_K; an item number (u32)
-        for LAST_K. COUNT and TIME_SINCE with a slot look only at how many values it holds. NaN and infinity are
+        A slot holds None (absent), a value, or a tuple or list of values: a number for SUM, MEAN, MIN, MAX, QUANTILE and
+        DECAYED, multiplied by the entry's weight; a float or an int symbol (u64) for LAST and FIRST; an int key (u64) for
+        TOP_K and DISTINCT; an item number (u32) for LAST_K; windows as without. COUNT and TIME_SINCE with a slot look only at how many values it holds. NaN and infinity are
         absent. A value of another type or range raises TypeError or OverflowError half way: drop the record.
         """
         cdef RecordLayout layout = self._layout
@@ -477,7 +551,7 @@ cdef class Record(RecordHeader):
                     folded = fold_value(feature, block, entry.weight, value, event_time, digest)
             if folded:
                 self.presence__w[entry.feature >> 6] |= bit
-                if (feature.op == TB_COUNT or feature.op == TB_SUM) and tb_saturated((<int64_t*>block)[0]):
+                if tb_block_saturated(feature, block):
                     self.header.flags |= TB_FLAG_SATURATED
 
     def merge(self, Record other not None, uint64_t data_mask):
@@ -499,8 +573,8 @@ cdef class Record(RecordHeader):
     def upgraded(self, RecordLayout new_layout not None, const int32_t[::1] mapping not None):
         """The record in another layout; `mapping` gives for each new feature the old one, or -1 for none.
 
-        A smaller k drops the weakest or oldest entries. RecordError when op or half life differ: a definition never
-        changes.
+        A smaller k drops the weakest or oldest entries, of QUANTILE it joins bins. RecordError when op, half life, hop or
+        precision differ: a definition never changes.
         """
         cdef Record record = Record.__new__(Record, new_layout)
         cdef const tb_feature* old
@@ -518,9 +592,10 @@ cdef class Record(RecordHeader):
                                   f"{self._layout.feature_count - 1}, got {mapping[f]}")
             old = &self._layout.features[mapping[f]]
             new = &new_layout.features[f]
-            if old.op != new.op or old.half_life_ms != new.half_life_ms:
-                raise RecordError("UPGRADE_MAPPING", f"feature {f}: expected the op and half life of old feature "
-                                  f"{mapping[f]}; give a changed definition a name of its own")
+            if (old.op != new.op or old.half_life_ms != new.half_life_ms or old.hops.hop_ms != new.hops.hop_ms
+                    or (old.k != new.k and (new.op == TB_DISTINCT or new.op == TB_WINDOW_DISTINCT))):
+                raise RecordError("UPGRADE_MAPPING", f"feature {f}: expected the op, half life, hop and precision of old "
+                                  f"feature {mapping[f]}; give a changed definition a version of its own")
             if self.presence__w[mapping[f] >> 6] >> (mapping[f] & 63) & 1:
                 tb_block_copy(new, record.dense + new.dense_offset, self.dense + old.dense_offset)
                 record.presence__w[f >> 6] |= <uint64_t>1 << (f & 63)
@@ -541,8 +616,10 @@ cdef class Record(RecordHeader):
     def feature(self, Py_ssize_t index):
         """The feature for display, undecayed and unmasked; None when absent.
 
-        COUNT value; SUM ten-thousandths; LAST (bits, time); TIME_SINCE time; DECAYED (value, reference time); TOP_K
-        [(key, weight at the reference time)], keys ascending; LAST_K [(item, time)], newest first.
+        COUNT value; SUM ten-thousandths; LAST and FIRST (bits, time); TIME_SINCE time; DECAYED (value, reference time);
+        TOP_K [(key, weight at the reference time)], keys ascending; LAST_K [(item, time)], newest first; MEAN
+        (ten-thousandths, count); MIN and MAX value; DISTINCT registers, as bytes; QUANTILE [(bin, count)], bins ascending;
+        a window [(tile, count, total)], tiles ascending, the total in the form of its aggregate, None of a COUNT.
         """
         cdef const void* block = self._block(index)
         if block == NULL:
@@ -556,8 +633,20 @@ cdef object block_value(const tb_feature* feature, const void* block):
     cdef const tb_top_k* top = <const tb_top_k*>block
     cdef const tb_last_k* recent = <const tb_last_k*>block
     cdef Py_ssize_t i
-    if feature.op == TB_LAST:
+    if feature.op == TB_LAST or feature.op == TB_FIRST:
         return last.bits, last.event_time
+    if feature.op == TB_MEAN:
+        return (<const tb_mean*>block).units, (<const tb_mean*>block).count
+    if feature.op == TB_MIN or feature.op == TB_MAX:
+        return (<const tb_extreme*>block).value
+    if feature.op == TB_DISTINCT:
+        return (<const char*>(<const tb_distinct*>block).registers)[:tb_register_bytes(feature.k)]
+    if feature.op == TB_QUANTILE:
+        return [((<const tb_quantiles*>block).entries[i].key, (<const tb_quantiles*>block).entries[i].count)
+                for i in range((<const tb_quantiles*>block).n)]
+    if tb_is_window(feature.op):
+        return [tile_value(feature, tb_window_tile(&feature.hops, <const tb_window*>block, i))
+                for i in range((<const tb_window*>block).n)]
     if feature.op == TB_DECAYED:
         return decayed.value, decayed.ref_time
     if feature.op == TB_TOP_K:
@@ -565,6 +654,17 @@ cdef object block_value(const tb_feature* feature, const void* block):
     if feature.op == TB_LAST_K:
         return [(recent.entries[i].item, recent.entries[i].time) for i in range(recent.n)]
     return (<const int64_t*>block)[0]  # COUNT, SUM, TIME_SINCE
+
+
+cdef object tile_value(const tb_feature* feature, const tb_tile* tile):
+    cdef object total = None
+    if feature.op == TB_WINDOW_SUM or feature.op == TB_WINDOW_MEAN:
+        total = (<const tb_sum_tile*>tile).units
+    elif feature.op == TB_WINDOW_MIN or feature.op == TB_WINDOW_MAX:
+        total = (<const tb_extreme_tile*>tile).value
+    elif feature.op == TB_WINDOW_DISTINCT:
+        total = (<const char*>(<const tb_distinct_tile*>tile).registers)[:tb_register_bytes(feature.k)]
+    return tile.tile, tile.count, total
 
 
 cdef int check_index(RecordLayout layout, Py_ssize_t index) except -1:
@@ -618,7 +718,7 @@ cdef class RecordView(RecordHeader):
 
     cdef int _take(self, RecordLayout layout, const uint8_t* data, Py_ssize_t length) except -1:
         cdef size_t where = 0
-        cdef int fault
+        cdef int fault, f
         cdef RecordLayout previous = self._layout
         self._layout = None
         self.header = &self.empty
@@ -637,6 +737,10 @@ cdef class RecordView(RecordHeader):
                                 self.offsets__f, &where)
         if fault != TB_RECORD_OK:
             raise_fault(layout, fault, length, where)
+        if layout.has_warming:  # What is not backfilled yet is as if it were not there.
+            for f in range(layout.feature_count):
+                if layout.features[f].warming:
+                    self.offsets__f[f] = 0
         self._layout = layout
         self.header = <tb_header*>self.data
         return 0
@@ -650,8 +754,9 @@ cdef class RecordView(RecordHeader):
                     float[::1] out not None, uint8_t[::1] status not None):
         """Write each feature as one number as of `at`, and its status; return how many are FRESH and how many MASKED.
 
-        The number is 0 where the status is not FRESH. COUNT as it is, SUM in units, LAST when it holds a number (the
-        reader must know which LAST holds symbols), TIME_SINCE in seconds and never below 0, DECAYED at `at`. TOP_K and
+        The number is the feature's default where the status is DEFAULTED, 0 where it is neither that nor FRESH. COUNT as
+        it is, SUM in units, LAST and FIRST when they hold a number (the reader must know which hold symbols), TIME_SINCE in
+        seconds and never below 0, DECAYED at `at`, DISTINCT and QUANTILE as estimated, windows up to `at`. TOP_K and
         LAST_K are MISSING. All three arrays have one length.
         """
         cdef RecordLayout layout = self._layout
@@ -677,7 +782,7 @@ cdef class RecordView(RecordHeader):
         return fresh, masked
 
     def status(self, Py_ssize_t index, int64_t at, uint64_t mask):
-        """FRESH, STALE, MISSING or MASKED: whether the feature may speak, whatever its kind."""
+        """FRESH, STALE, MISSING, WARMING or MASKED: whether the feature may speak, whatever its kind."""
         cdef const uint8_t* block = self._block(index)
         return tb_block_status(&self._layout.features[index], block, at, mask)
 
@@ -687,8 +792,10 @@ cdef class RecordView(RecordHeader):
         return -1 if block == NULL else tb_age_ms(tb_block_time(&self._layout.features[index], block), at)
 
     def symbol(self, Py_ssize_t index, int64_t at, uint64_t mask):
-        """The bits of a LAST that may speak, else None."""
-        cdef const uint8_t* block = self._typed(index, TB_LAST, at, mask)
+        """The bits of a LAST or FIRST that may speak, else None."""
+        cdef const uint8_t* block
+        check_index(self._layout, index)
+        block = self._typed(index, TB_FIRST if self._layout.features[index].op == TB_FIRST else TB_LAST, at, mask)
         return None if block == NULL else (<const tb_last*>block).bits
 
     cdef const uint8_t* _typed(self, Py_ssize_t index, uint8_t op, int64_t at, uint64_t mask) except? NULL:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,87 @@ def last_k(k: int, events: Sequence[Event]) -> list[tuple[int, int, int]]:
         newest[item] = max(newest.get(item, (INT64_MIN, 0)), (event.time, event.digest >> 32))
     order = sorted(((time, digest, item) for item, (time, digest) in newest.items()), reverse=True)
     return [(item, digest, time) for time, digest, item in order[:k]]
+
+
+def mean(events: Sequence[Event]) -> tuple[int, int]:
+    """Return (ten-thousandths, count)."""
+    return sum_units(events)[0], len(events)
+
+
+def minimum(events: Sequence[Event]) -> float:
+    return min(event.value * event.weight for event in events)
+
+
+def maximum(events: Sequence[Event]) -> float:
+    return max(event.value * event.weight for event in events)
+
+
+def first(events: Sequence[Event]) -> tuple[int, int, int]:
+    """Return (bits, time, digest) of the oldest by (time, digest, bits); values are the bits."""
+    time, digest, bits = min((event.time, event.digest, int(event.value)) for event in events)
+    return bits, time, digest
+
+
+def scramble(key: int) -> int:
+    """Return the finaliser of splitmix64."""
+    x = (key + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
+def registers(precision: int, keys: Iterable[int]) -> bytes:
+    """Return HyperLogLog's registers, two a byte, the even ones low: leading zeros plus one, at most 15."""
+    ranks = [0] * 2**precision
+    for key in keys:
+        index, rest = divmod(scramble(key), 2 ** (64 - precision))
+        ranks[index] = max(ranks[index], min(15, 64 - precision - rest.bit_length() + 1))
+    return bytes(low | high << 4 for low, high in zip(ranks[::2], ranks[1::2], strict=True))
+
+
+def distinct_estimate(packed: bytes) -> float:
+    """Return Ertl's estimate, the sums of sigma and tau written out."""
+    ranks = [half for byte in packed for half in (byte & 15, byte >> 4)]
+    m = len(ranks)
+    empty, full = ranks.count(0) / m, ranks.count(15) / m
+    if empty == 1:
+        return 0.0
+    sigma = empty + sum(empty ** (2**n) * 2 ** (n - 1) for n in range(1, 64) if empty)
+    root = 1 - full
+    tau = (1 - root - sum((1 - root ** (2.0**-n)) ** 2 * 2.0**-n for n in range(1, 60))) / 3 if 0 < full < 1 else 0.0
+    z = m * sigma + sum(ranks.count(rank) * 2.0**-rank for rank in range(1, 15)) + m * tau * 2.0**-14
+    return m * m / (2 * math.log(2) * z)
+
+
+def bin_key(value: float) -> int:
+    """Return the bin of a value: 32 a doubling, from 2^-32 on; mirrored for negative ones; 0 near zero."""
+    if abs(value) <= 2.0**-32:
+        return 0
+    number = min(math.ceil(log2_of(abs(value)) * 32), 63 * 32) + 32 * 32 + 1
+    return number if value > 0 else -number
+
+
+def quantile_bins(k: int, values: Iterable[float]) -> list[tuple[int, int]]:
+    """Return [(bin, count)], ascending: the k highest, the lowest of them with all that is below."""
+    counts = Counter(bin_key(value) for value in values)
+    kept = sorted(counts)[-k:]
+    low = sum(counts[key] for key in counts if key <= kept[0])
+    return [(key, low if key == kept[0] else counts[key]) for key in kept]
+
+
+def window_tiles(hop_ms: int, window_ms: int, events: Sequence[Event]) -> dict[int, list[Event]]:
+    """Return the events of the tiles that are kept, by tile."""
+    tiles: dict[int, list[Event]] = {}
+    for event in events:
+        tiles.setdefault(min(max(event.time // hop_ms, -(2**31)), 2**31 - 1), []).append(event)
+    newest, kept = max(tiles), (window_ms - 1) // hop_ms + 2
+    return {tile: tiles[tile] for tile in sorted(tiles) if tile > newest - kept}
+
+
+def in_window(hop_ms: int, window_ms: int, events: Sequence[Event], at: int) -> list[Event]:
+    """Return what a window covers at `at`, itself at or after the newest event."""
+    start = (at - window_ms) // hop_ms * hop_ms
+    return [event for event in events if start <= event.time <= at]
 
 
 def saturating_add(a: int, b: int) -> int:

@@ -427,7 +427,7 @@ def test_arrays_of_different_lengths_are_refused() -> None:
     "feature",
     [
         Feature(0),
-        Feature(8),
+        Feature(20),
         Feature(native.TOP_K, k=0),
         Feature(native.TOP_K, k=native.TOP_K_MAX + 1),
         Feature(native.LAST_K, k=native.LAST_K_MAX + 1),
