@@ -16,6 +16,7 @@ from tailorbird.engine.consent import ALL_BITS, Basis, ConsentChoice, ConsentMas
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.facts import Anchor, ConsentFact, SignalFact
 from tailorbird.engine.identifiers import IdentifierHasher
+from tailorbird.engine.money import CURRENCY
 from tailorbird.engine.signals import Outcome, Signal, Status
 from tailorbird.engine.state import masks_of
 from tailorbird.engine.vocabulary import PRODUCT_FIELDS, Kind
@@ -25,6 +26,7 @@ EXPECTED = {
     Kind.STRING: "a string",
     Kind.ITEM: "an item id (a non-empty string of at most 1,024 bytes)",
     Kind.NUMBER: "a finite number",
+    Kind.MONEY: "a finite number, an amount of money",
     Kind.INTEGER: "an integer of 64 bits",
     Kind.BOOLEAN: "true or false",
     Kind.PRODUCTS: "a list of product lines",
@@ -239,6 +241,12 @@ class Admission:
                 size += self._check_products(value, limits.products_max)
             else:
                 size += self._check_kind(name, value, kind)
+        if plan.update.reads_money:
+            head = self.state.head
+            try:
+                self.state.compiled.features.money.rate(properties.get(CURRENCY), head.currency)
+            except CallerError as error:
+                raise Rejected(error.reason, f"{error.message}, in {signal.type}") from None
         for name in plan.type.required:
             if name not in properties:
                 raise Rejected("MISSING_PROPERTY", f"expected property {name!r} in {signal.type}, got none")

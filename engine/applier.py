@@ -16,6 +16,7 @@ import numpy as np
 from tailorbird.engine.consent import DataType, Purpose, bit
 from tailorbird.engine.dayparts import DAYPART, daypart
 from tailorbird.engine.facts import (
+    BackfillFact,
     ConfigurationFact,
     ConsentFact,
     FactKind,
@@ -27,9 +28,11 @@ from tailorbird.engine.facts import (
     SignalFact,
     SplitFact,
     TickFact,
+    WarmedFact,
 )
 from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierHasher
+from tailorbird.engine.money import CURRENCY
 from tailorbird.engine.people import People
 from tailorbird.engine.state import CHANGES_KEPT, State, masks_of, set_masks
 from tailorbird.engine.statistics import (
@@ -82,6 +85,8 @@ class Applier:
             int(FactKind.SERVED): self._served,
             int(FactKind.TICK): self._tick,
             int(FactKind.MODEL): self._model,
+            int(FactKind.BACKFILL): self._backfill,
+            int(FactKind.WARMED): self._warmed,
             int(FactKind.CONFIGURATION): self._configuration,
         }
 
@@ -126,30 +131,50 @@ class Applier:
         state = self.state
         plan = state.compiled.plans[fact.type]
         self._remember_message(fact, offset, append_time)
-        if fact.event_time > state.head.latest_event_time:
-            state.head.latest_event_time = fact.event_time
+        head, properties = state.head, fact.properties
+        if fact.event_time > head.latest_event_time:
+            head.latest_event_time = fact.event_time
+        category = plan.type.category
+        if fact.event_time > head.newest_of_category[category]:
+            head.newest_of_category[category] = fact.event_time
+        if not head.currency and isinstance(properties.get(CURRENCY), str):
+            head.currency = properties[CURRENCY]
         self.people.meet(fact.anchors, fact.event_time, append_time)
         best = fact.anchors[0].key
         record = state.touch(best)
-        properties = fact.properties
         lines = product_lines(properties)
         slots: tuple[object, ...] = ()
         if plan.update.slots:
             slots = slot_values(
-                plan.update, properties, fact.context, lines, state.symbol, state.item_number, state.attribute
+                plan.update,
+                properties,
+                fact.context,
+                lines,
+                state.symbol,
+                state.item_number,
+                state.attribute,
+                head.currency,
             )
-        record.update(plan.update.program, fact.event_time, _digest(fact), slots, fact.mask)
+        digest = message_digest(fact)
+        record.update(plan.update.program, fact.event_time, digest, slots, fact.mask)
+        if plan.update.updates_lists:
+            state.windows(best).update(plan.update.lists_program, fact.event_time, digest, slots, fact.mask)
         if record.first_seen == 0 or fact.event_time < record.first_seen:
             record.first_seen = fact.event_time
-        if fact.event_time > record.last_seen:
+        if fact.event_time > record.last_seen and not plan.type.pushes:
             record.last_seen = fact.event_time
+        # Every item is numbered at its first mention, whether or not anything reads it yet: a feature declared later, and
+        # backfilled, finds the numbers it would have found then.
+        for name in plan.item_properties:
+            if name in properties:
+                state.item_number(properties[name])
         if not lines:
             return
+        items = [state.item_number(line["product_id"]) for line in lines]
         if plan.adds_to is not None and fact.mask & plan.profile:
-            items = [state.item_number(line["product_id"]) for line in lines]
             self._extend_list(best, plan.adds_to, items, fact.event_time)
         if plan.count_weight and fact.mask & plan.measure:
-            self._count(fact, plan.count_weight, lines)
+            self._count(fact, plan.count_weight, items)
 
     def _consent(self, fact: ConsentFact, offset: int, append_time: int) -> None:
         state = self.state
@@ -191,6 +216,12 @@ class Applier:
 
     def _model(self, fact: ModelFact, offset: int, append_time: int) -> None:
         self.state.head.models = {**self.state.head.models, fact.role: (fact.file, fact.checksum)}
+
+    def _backfill(self, fact: BackfillFact, offset: int, append_time: int) -> None:
+        self.state.take_backfilled(fact.names, fact.texts, fact.records)
+
+    def _warmed(self, fact: WarmedFact, offset: int, append_time: int) -> None:
+        self.state.end_warming(fact.names)
 
     # ---- repeats -------------------------------------------------------------------------------------------------
 
@@ -240,7 +271,7 @@ class Applier:
             )
         return self._statistics
 
-    def _count(self, fact: SignalFact, weight: float, lines: list[Mapping[str, Any]]) -> None:
+    def _count(self, fact: SignalFact, weight: float, items: list[int]) -> None:
         """Note what an event adds to the cells of its context; what its context lacks, such as an order's country, its
         properties may say."""
         values = []
@@ -262,12 +293,7 @@ class Applier:
         time = fact.event_time
         add = self._increments.append
         pack = INCREMENT.pack
-        if len(lines) == 1:
-            item = self.state.item_number(lines[0]["product_id"])
-            for key in keys:
-                add(pack(key, item, weight, time))
-            return
-        for item in dict.fromkeys(self.state.item_number(line["product_id"]) for line in lines):
+        for item in items if len(items) == 1 else dict.fromkeys(items):
             for key in keys:
                 add(pack(key, item, weight, time))
 
@@ -345,7 +371,7 @@ class Applier:
         head.level_evidence = []
 
 
-def _digest(fact: SignalFact) -> int:
+def message_digest(fact: SignalFact) -> int:
     """Return what tells this message from others at the same time; a property of the message, not of its place in the log."""
     if fact.message_key:
         return int.from_bytes(fact.message_key[:8], "little")

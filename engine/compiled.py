@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import msgspec
 
 from tailorbird.engine.configuration import Configuration, parse_configuration
-from tailorbird.engine.consent import Purpose, bit
+from tailorbird.engine.consent import DataType, Purpose, bit
 from tailorbird.engine.durations import duration_ms
 from tailorbird.engine.errors import ConfigurationError
-from tailorbird.engine.features import FeatureSet, UpdateProgram, ValueKind, compile_features
+from tailorbird.engine.features import FeatureSet, Place, UpdateProgram, compile_features
 from tailorbird.engine.identifiers import Namespace, namespaces_with
-from tailorbird.engine.vocabulary import ItemList, SignalType
+from tailorbird.engine.vocabulary import ItemList, Kind, SignalType
 from tailorbird.native import record
 
 
@@ -28,6 +28,7 @@ class SignalPlan:
     measure: int
     adds_to: ItemList | None
     count_weight: float
+    item_properties: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,19 @@ class CompiledConfiguration:
     duplicate_window_ms: int
     tick_ms: int
     count_dimensions: tuple[str, ...]
+    freshness_ms: Mapping[DataType, int]
 
     def same_layout(self, other: CompiledConfiguration) -> bool:
         """Return whether records of the two versions are stored alike."""
-        mine = [feature.definition for feature in self.features.features]
-        return mine == [feature.definition for feature in other.features.features]
+        return self.features.same_layout(other.features)
 
 
-def compile_configuration(text: str, version: int, layout_version: int) -> CompiledConfiguration:
-    """Return a configuration text compiled. Raises `ConfigurationError`."""
+def compile_configuration(
+    text: str, version: int, layout_version: int, warming: frozenset[str] = frozenset()
+) -> CompiledConfiguration:
+    """Return a configuration text compiled; features of `warming` must not speak yet. Raises `ConfigurationError`."""
     configuration = parse_configuration(text)
-    features = compile_features(configuration, layout_version)
+    features = compile_features(configuration, layout_version, warming)
     plans = {
         name: SignalPlan(
             signal_type,
@@ -67,6 +70,7 @@ def compile_configuration(text: str, version: int, layout_version: int) -> Compi
             bit(signal_type.category, Purpose.MEASURE),
             signal_type.adds_to,
             configuration.statistics.signals.get(name, 0.0),
+            tuple(n for n, kind in signal_type.properties.items() if kind is Kind.ITEM and n != "product_id"),
         )
         for name, signal_type in configuration.signal_types().items()
     }
@@ -92,6 +96,7 @@ def compile_configuration(text: str, version: int, layout_version: int) -> Compi
         event_ahead_max_ms=duration_ms(limits.event_ahead_max, "limits.event_ahead_max"),
         duplicate_window_ms=duration_ms(limits.duplicate_window, "limits.duplicate_window"),
         tick_ms=duration_ms(statistics.tick, "statistics.tick"),
+        freshness_ms=configuration.freshness_ms(),
         count_dimensions=tuple(dict.fromkeys(name for names in statistics.levels for name in names)),
     )
 
@@ -101,22 +106,28 @@ def _check_kinds(configuration: Configuration, features: FeatureSet) -> None:
 
     def check(placement: str, use: str, names: list[str], aggregates: str, *ops: int) -> None:
         for name in names:
-            feature = features.features[features.index[name]]
-            if feature.op not in ops or (feature.op == record.LAST and feature.value_kind is not ValueKind.NUMBER):
+            feature = features.by_name[name]
+            if feature.place is not Place.HEAD:
+                raise ConfigurationError(
+                    "BAD_PLACEMENT",
+                    f"expected {use} to name features kept in the head, got {name!r}, which is "
+                    f"{'derived' if feature.place is Place.DERIVED else 'kept with the lists; declare it `store: head`'}, in "
+                    f"placement {placement!r}",
+                )
+            if not (feature.is_number if not ops else feature.op in ops):
                 raise ConfigurationError(
                     "BAD_PLACEMENT",
                     f"expected {use} to name features of {aggregates}, got {name!r}, which is {feature.aggregate.name}, in "
                     f"placement {placement!r}",
                 )
 
-    numbers = record.COUNT, record.SUM, record.LAST, record.TIME_SINCE, record.DECAYED
     for placement in configuration.placements:
         rank = placement.rank
         check(placement.name, "exclude_recent", placement.exclude_recent, "last_k", record.LAST_K)
         check(placement.name, "rank.recent", rank.recent, "last_k", record.LAST_K)
         check(placement.name, "rank.affinity", list(rank.affinity.values()), "decayed_top_k", record.TOP_K)
         if rank.vector is not None:
-            check(placement.name, "rank.vector.features", rank.vector.features, "one number", *numbers)
+            check(placement.name, "rank.vector.features", rank.vector.features, "one number")
 
 
 def namespaces_of(configuration: Configuration) -> dict[str, Namespace]:

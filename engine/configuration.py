@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -18,7 +20,7 @@ import yaml
 from tailorbird.engine.consent import DataType, Jurisdiction
 from tailorbird.engine.durations import duration_ms
 from tailorbird.engine.errors import ConfigurationError
-from tailorbird.engine.vocabulary import ECOMMERCE, ItemList, Kind, SignalType
+from tailorbird.engine.vocabulary import ECOMMERCE, ItemList, Kind, SignalType, push_type
 
 LIST_WINDOW_MAX = "100y"
 
@@ -46,6 +48,8 @@ class Limits(_Section, frozen=True):
     duplicate_window: str = "24h"
     map_bytes: int = 64 * 1024**3
     list_entries_max: int = 2_000
+    symbols_max: int = 10_000_000
+    features_people_max: int = 1_000
 
 
 class SignalDeclaration(_Section, frozen=True):
@@ -56,19 +60,48 @@ class SignalDeclaration(_Section, frozen=True):
     properties: dict[str, Kind] = {}
     required: list[str] = []
     adds_to: ItemList | None = None
+    refunds: bool = False
 
 
 class FeatureDeclaration(_Section, frozen=True):
-    """A feature: which signals feed it and how they are aggregated."""
+    """A feature: which signals feed it and how they are aggregated, or the formula it is derived by from others.
+
+    `pushed` says what kind of value may be sent for it from elsewhere; with `compute: batch` it is sent by `tailorbird
+    features materialize`, which aggregates files, and by nothing else. A definition never changes: what differs in more
+    than `max_age`, `default` and `description` has another `version`.
+    """
 
     name: str
-    aggregate: str
-    signal: str | list[str]
+    aggregate: str | None = None
+    signal: str | list[str] = []
+    formula: str | None = None
+    version: int = 1
+    window: str | None = None
+    hop: str | None = None
     category: str | None = None
     max_age: str | None = None
+    default: float | None = None
+    store: Literal["head", "lists"] | None = None
+    pushed: Literal["number", "text"] | None = None
+    compute: Literal["stream", "batch"] = "stream"
+    description: str = ""
 
     def signals(self) -> list[str]:
         return [self.signal] if isinstance(self.signal, str) else self.signal
+
+    @property
+    def push_kind(self) -> Kind | None:
+        """The kind of value that may be pushed, None where none may."""
+        if self.pushed == "text":
+            return Kind.STRING
+        return Kind.NUMBER if self.pushed or self.compute == "batch" else None
+
+
+class MoneyDeclaration(_Section, frozen=True):
+    """The currency that sums of money are kept in, and what a unit of each other one is worth in it."""
+
+    currency: str = ""
+    rates: dict[str, float] = {}
 
 
 class Statistics(_Section, frozen=True):
@@ -158,6 +191,8 @@ class Configuration(_Section, frozen=True):
     attributes: list[str] = msgspec.field(default_factory=lambda: ["category", "brand"])
     embedding_dimension: int = 0
     statistics: Statistics = Statistics()
+    money: MoneyDeclaration = MoneyDeclaration()
+    freshness: dict[str, str] = {}
     features: list[FeatureDeclaration] = []
     placements: list[Placement] = []
     state_sync: str = "commit"
@@ -172,8 +207,32 @@ class Configuration(_Section, frozen=True):
                 dict(declaration.properties),
                 tuple(declaration.required),
                 declaration.adds_to,
+                declaration.refunds,
             )
+        pushed: dict[DataType, dict[str, Kind]] = {}
+        for feature in self.features:
+            category = self.push_category(feature, types)
+            if feature.push_kind is not None and category is not None:
+                pushed.setdefault(category, {})[feature.name] = feature.push_kind
+        for category, properties in pushed.items():
+            name = push_type(category)
+            types[name] = SignalType(name, category, properties, pushes=True)
         return types
+
+    def freshness_ms(self) -> dict[DataType, int]:
+        """Return the freshness target of each category that has one, in ms."""
+        return {
+            DataType[category.upper()]: duration_ms(target, f"freshness.{category}")
+            for category, target in self.freshness.items()
+        }
+
+    @staticmethod
+    def push_category(feature: FeatureDeclaration, types: Mapping[str, SignalType]) -> DataType | None:
+        """Return the kind of data a pushed value is: as declared, else that of the feature's first signal."""
+        if feature.category is not None:
+            return DataType.__members__.get(feature.category.upper())
+        first = types.get(feature.signals()[0]) if feature.signals() else None
+        return first.category if first is not None else None
 
 
 def parse_configuration(text: str, source: str = "tailorbird.yaml") -> Configuration:
@@ -287,6 +346,17 @@ def _check(configuration: Configuration, source: str) -> None:
                 f"expected a declared signal, got {name!r} in statistics{_near(name, signals)}, in {source}",
             )
     _check_numbers(configuration, source)
+    for category, target in configuration.freshness.items():
+        if category not in categories:
+            raise ConfigurationError(
+                "BAD_CATEGORY",
+                f"expected a category of {', '.join(categories)}, got {category!r} in freshness"
+                f"{_near(category, categories)}, in {source}",
+            )
+        if duration_ms(target, f"freshness.{category}") == 0:
+            raise ConfigurationError(
+                "BAD_DURATION", f"expected freshness.{category} above 0, got {target!r}, in {source}"
+            )
     for limit in ("event_age_max", "event_ahead_max", "duplicate_window"):
         duration_ms(getattr(configuration.limits, limit), f"limits.{limit}")
     features = [f.name for f in configuration.features]

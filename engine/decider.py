@@ -31,7 +31,7 @@ from tailorbird.engine.state import (
     read_record,
     seek_head,
 )
-from tailorbird.engine.store import HEAD_ROW, LIST_ROWS, Store, u32
+from tailorbird.engine.store import HEAD_ROW, LIST_ROWS, Store, stale_categories, u32
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import ItemList
 from tailorbird.native import history as native_history
@@ -138,6 +138,14 @@ class Known:
         return self.vector is not None or bool(self.affinities) or len(self.recent) > 0
 
 
+def check_position(position: int, min_position: int) -> None:
+    """Raise `Unavailable` POSITION_NOT_REACHED where the state is not where the caller needs it."""
+    if position < min_position:
+        raise Unavailable(
+            "POSITION_NOT_REACHED", f"expected a state of min_position {min_position}, got {position}; try again"
+        )
+
+
 class Decider:
     """Answers from a store it only reads. One decision at a time; the engine sees to that."""
 
@@ -202,11 +210,7 @@ class Decider:
 
     def _answer(self, txn: lmdb.Transaction[bytes], request: DecideRequest, now: int, refused: Sequence[int]) -> Answer:
         head = self.evidence.follow(txn)
-        if head.position < request.min_position:
-            raise Unavailable(
-                "POSITION_NOT_REACHED",
-                f"expected a state of min_position {request.min_position}, got {head.position}; try again",
-            )
+        check_position(head.position, request.min_position)
         return self._decide(txn, request, request.at or now, refused)
 
     def _decide(self, txn: lmdb.Transaction[bytes], request: DecideRequest, at: int, refused: Sequence[int]) -> Answer:
@@ -298,6 +302,9 @@ class Decider:
             degraded.append("UNKNOWN_CANDIDATES")
         if evidence.model_damage is not None:
             degraded.append(evidence.model_damage.reason)
+        if compiled.freshness_ms:
+            stale = stale_categories(evidence.head, compiled.freshness_ms, at)
+            degraded += [f"STALE_{category.name}" for category in stale]
         if not winners:
             tier = EMPTY
         elif known.speaks:
@@ -449,8 +456,11 @@ class Decider:
                     symbol_of,
                     lambda item_id: int(items.lookup([item_id])[0][0]),
                     lambda item_id, name: None,
+                    self.evidence.head.currency,
                 )
                 record.update(plan.update.program, event.event_time or at, number, slots, allowed)
+            except CallerError as error:
+                raise CallerError(error.reason, f"{error.message}, in events[{number}]") from None
             except (TypeError, OverflowError, ValueError, AttributeError) as error:
                 raise CallerError(
                     "WRONG_TYPE", f"expected properties of the declared kinds in events[{number}], got: {error!s:.100}"

@@ -57,6 +57,11 @@ class Directory:
         return self.root / "snapshots"
 
     @property
+    def backfill(self) -> Path:
+        """What an interrupted backfill had read."""
+        return self.root / "backfill"
+
+    @property
     def identity_key(self) -> Path:
         return self.root / "keys" / "identity"
 

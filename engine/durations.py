@@ -27,3 +27,9 @@ def duration_ms(text: str, where: str) -> int:
             f"expected a number and a unit of {', '.join(UNITS_MS)} (such as 7d), got {text!r}, in {where}",
         )
     return round(float(match[1]) * UNITS_MS[match[2]])
+
+
+def duration_text(ms: int) -> str:
+    """Return a duration as it is written, in the largest unit up to days that leaves no rest."""
+    unit = max((unit for unit in ("ms", "s", "m", "h", "d") if ms % UNITS_MS[unit] == 0), key=UNITS_MS.__getitem__)
+    return f"{ms // UNITS_MS[unit]}{unit}"

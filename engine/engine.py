@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tailorbird.engine.admission import ITEM_ID_BYTES_MAX
+from tailorbird.engine.backfill import Backfill, BackfillProgress
 from tailorbird.engine.compiled import compile_configuration, namespaces_of
 from tailorbird.engine.configuration import Configuration, Limits, parse_configuration, read_configuration
-from tailorbird.engine.consent import ConsentChoice
-from tailorbird.engine.decider import Answer, Decider
+from tailorbird.engine.consent import ConsentChoice, DataType
+from tailorbird.engine.decider import Answer, Decider, check_position
 from tailorbird.engine.directory import Directory, sync_folder, write_durably
 from tailorbird.engine.errors import CallerError, Damaged, NotFound, PreconditionFailed, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Evidence
@@ -31,22 +32,25 @@ from tailorbird.engine.facts import (
     ServedFact,
     SplitFact,
 )
+from tailorbird.engine.feature_table import FeatureReader, FeatureTable
 from tailorbird.engine.hashing import state_hash
-from tailorbird.engine.identifiers import IdentifierHasher
+from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
 from tailorbird.engine.identity import LinkKind
 from tailorbird.engine.items import Item
 from tailorbird.engine.log import LocalLog
 from tailorbird.engine.profile import Profile
 from tailorbird.engine.profiles import read_profile
+from tailorbird.engine.pushes import PushedRow, by_row, pushed_signals
 from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision, PageRequest
 from tailorbird.engine.servings import Serving, Servings
 from tailorbird.engine.signals import IngestReport, Signal
-from tailorbird.engine.state import read_layouts
-from tailorbird.engine.store import Head, Store
+from tailorbird.engine.state import Layouts, read_layouts
+from tailorbird.engine.store import Head, Store, stale_categories
 from tailorbird.engine.training import train_cooccurrence
 from tailorbird.engine.writer import Writer
 
 SERVINGS_QUEUED_MAX = 10_000
+READERS_KEPT = 64  # sets of feature names whose readers are kept
 SERVINGS_WHILE_WRITING = 4  # times as many may wait while a writer is at work
 
 
@@ -88,7 +92,9 @@ class Engine:
         self._decider = Decider(store, self._evidence, hasher, self._recently_served)
         self._idle_deciders: list[Decider] = []  # of batches
         self._closed = False
+        self._backfilling = threading.Lock()
         self._servings = Servings()
+        self._readers: dict[tuple[str, ...], tuple[Layouts, FeatureReader]] = {}
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -336,6 +342,53 @@ class Engine:
         with self._turn:
             return self.writer.append(SplitFact(first, second, self._clock(), reason))
 
+    def push_features(
+        self, namespace: str, rows: Sequence[PushedRow], *, source: str = "", consent: ConsentChoice | None = None
+    ) -> IngestReport:
+        """Take feature values computed elsewhere, one person a row, and return what became of each row's.
+
+        A value counts from its `event_time` on and never replaces one of a later time. Of a row whose features are of several
+        categories the first outcome that is not APPLIED is told. Raises as `ingest`, and `NotFound` UNKNOWN_FEATURE, `CallerError` NOT_PUSHED.
+        """
+        signals, counts = pushed_signals(self.configuration, namespace, rows, source)
+        return by_row(self.ingest(signals, consent=consent), counts)
+
+    def configure(self, text: str) -> int:
+        """Put another configuration in force; return the position from which it holds.
+
+        What was declared anew is `warming` until `backfill`. Settings that are read at the start (`limits.map_bytes`,
+        `state_sync`, `identity`) hold from the next one. Raises `ConfigurationError`.
+        """
+        configuration = parse_configuration(text, "config")
+        compile_configuration(text, 1, 1)
+        with self._turn:
+            self._write_servings()
+            position = self.writer.configure(text)
+            write_durably(self.directory.configuration, text.encode())
+            self.configuration = configuration
+            return position
+
+    def backfill(self, progress: Callable[[BackfillProgress], None] | None = None) -> tuple[str, ...]:
+        """Give warming features what the whole log says, while events go on arriving; return their names.
+
+        Raises `PreconditionFailed` BACKFILL_RUNNING, LOG_TRUNCATED, CONFIGURATION_CHANGED. Interrupted, it goes on from
+        where it was when it is started again.
+        """
+        if not self._backfilling.acquire(blocking=False):
+            raise PreconditionFailed("BACKFILL_RUNNING", "expected no backfill under way, got one; wait for its end")
+        try:
+            return Backfill(
+                store=self._store,
+                log=self._log,
+                log_path=self.directory.log,
+                writer=self.writer,
+                turn=self._turn,
+                checkpoint=self.directory.backfill,
+                progress=progress,
+            ).run()
+        finally:
+            self._backfilling.release()
+
     def tick(self) -> int:
         """Publish the statistics gathered so far."""
         with self._turn:
@@ -473,6 +526,80 @@ class Engine:
         """Return the numeric values of features (by index) of one person, 0 where not fresh, None for a stranger."""
         with self._reading:
             return self._decider.read_features(identifiers, features, at or self._clock())
+
+    def get_features(
+        self,
+        namespace: str,
+        values: Sequence[str],
+        features: Sequence[str] = (),
+        *,
+        at: int = 0,
+        min_position: int = 0,
+    ) -> FeatureTable:
+        """Return features, by default all that are declared, of the people with these identifiers of one namespace.
+
+        A stranger, and a value nobody can be known by, has a row too, and `known` is False for it. Raises `NotFound`
+        UNKNOWN_FEATURE, `CallerError` BATCH_TOO_LARGE, UNKNOWN_NAMESPACE, `Unavailable` POSITION_NOT_REACHED.
+        """
+        limit = self.configuration.limits.features_people_max
+        if len(values) > limit:
+            raise CallerError(
+                "BATCH_TOO_LARGE",
+                f"expected at most limits.features_people_max = {limit} people, got {len(values)}; ask in several calls",
+            )
+        keys = self._keys_of(namespace, values)
+        names = tuple(features)
+        with self._reading:
+            txn = self._store.begin()
+            try:
+                evidence = self._evidence
+                head = evidence.follow(txn)
+                if head.position < min_position:
+                    check_position(head.position, min_position)
+                return self._reader(names).read(self._store, txn, evidence, keys, at or self._clock())
+            finally:
+                txn.abort()
+
+    def _reader(self, names: tuple[str, ...]) -> FeatureReader:
+        """Return what reads these features under the configuration in force."""
+        layouts = self._evidence.layouts
+        assert layouts is not None
+        found = self._readers.get(names)
+        if found is None or found[0] is not layouts:
+            if len(self._readers) >= READERS_KEPT:
+                self._readers.clear()
+            found = self._readers[names] = layouts, FeatureReader(layouts.current.features, names)
+        return found[1]
+
+    def warming_features(self) -> tuple[str, ...]:
+        """Return the features that were declared late and not backfilled yet."""
+        return tuple(sorted(self._refreshed().warming))
+
+    def category_ages_ms(self, at: int = 0) -> dict[DataType, int]:
+        """Return how long ago, as of `at` (ms, 0 is now), the newest event of each category was; -1 before the first."""
+        head = self._refreshed()
+        at = at or self._clock()
+        return {
+            category: max(0, at - newest) if (newest := head.newest_of_category[category]) else -1
+            for category in DataType
+        }
+
+    def stale_categories(self, at: int = 0) -> tuple[DataType, ...]:
+        """Return the categories whose newest event is older, as of `at`, than their declared `freshness`."""
+        targets = self.configuration.freshness_ms()
+        return tuple(stale_categories(self._refreshed(), targets, at or self._clock())) if targets else ()
+
+    def _keys_of(self, namespace: str, values: Sequence[str]) -> list[bytes]:
+        """Return the anchor keys of identifiers; of one that nobody can be known by an empty one."""
+        anchor, keys = self._hasher.anchor, []
+        for value in values:
+            try:
+                keys.append(anchor(namespace, value).key)
+            except IdentifierError as error:
+                if error.reason == "UNKNOWN_NAMESPACE":
+                    raise
+                keys.append(b"")
+        return keys
 
     def source_offset(self, source: str) -> int:
         """Return the highest `source_offset` stored from a source, -1 when there is none."""

@@ -59,6 +59,7 @@ class Evidence:
         self.head = Head()
         self._transaction_id = -1
         self.layouts: Layouts | None = None
+        self._in_force: tuple[int, list[str]] = (-1, [])
         self.catalogue: Catalogue
         self.statistics: Statistics
         self.neighbours: Neighbours | None = None
@@ -80,11 +81,12 @@ class Evidence:
         if txn.id() == self._transaction_id:
             return self.head
         head = self.store.read_head(txn)
-        if self.layouts is None or head.configuration != self.layouts.current.version:
+        in_force = head.configuration, head.warming
+        if self.layouts is None or in_force != self._in_force:
             layouts = read_layouts(self.store, txn, head)
             if layouts is None:
                 raise PreconditionFailed("NO_CONFIGURATION", "expected a configured data directory, got an empty one")
-            self.layouts = layouts
+            self.layouts, self._in_force = layouts, in_force
             self.catalogue = Catalogue(layouts.current)
             self._counts_followed = -1
         self.catalogue.follow(self.store, txn, head)

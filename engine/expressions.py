@@ -31,7 +31,13 @@ class Aggregate:
     weights: dict[str, float] = field(default_factory=dict)
 
 
-class _Parser:
+class Scanner:
+    """Reads a text token by token, and says where and why it cannot go on. A language has a pattern of its own."""
+
+    pattern: re.Pattern[str]
+    reason: str
+    expected: str
+
     def __init__(self, text: str, where: str) -> None:
         self.text, self.where, self.position = text, where, 0
         self.kind, self.token = "", ""
@@ -40,17 +46,17 @@ class _Parser:
     def fail(self, expected: str) -> ConfigurationError:
         got = repr(self.token) if self.kind else "the end"
         return ConfigurationError(
-            "BAD_AGGREGATE", f"expected {expected}, got {got} at column {self.position}, in {self.where}: {self.text!r}"
+            self.reason, f"expected {expected}, got {got} at column {self.position}, in {self.where}: {self.text!r}"
         )
 
     def advance(self) -> None:
         if not self.text[self.position :].strip():
             self.kind, self.token = "", ""
             return
-        match = _TOKEN.match(self.text, self.position)
+        match = self.pattern.match(self.text, self.position)
         if match is None:
             self.kind, self.token = "mark", self.text[self.position :].lstrip()[:1]
-            raise self.fail("a name, number, duration or mark")
+            raise self.fail(self.expected)
         self.kind, self.token, self.position = match.lastgroup or "", match[match.lastgroup or 0], match.end()
 
     def take(self, kind: str, token: str = "") -> str:
@@ -62,6 +68,12 @@ class _Parser:
 
     def at(self, token: str) -> bool:
         return self.kind == "mark" and self.token == token
+
+
+class _Parser(Scanner):
+    pattern = _TOKEN
+    reason = "BAD_AGGREGATE"
+    expected = "a name, number, duration or mark"
 
     def aggregate(self) -> Aggregate:
         name, read = self.take("name"), ""

@@ -28,6 +28,8 @@ class FactKind(IntEnum):
     SERVED = 8
     TICK = 9
     MODEL = 10
+    BACKFILL = 16
+    WARMED = 17
 
 
 class Anchor(msgspec.Struct, frozen=True, array_like=True):
@@ -129,6 +131,24 @@ class ModelFact(_Fact, frozen=True):
     checksum: int
 
 
+class BackfillFact(_Fact, frozen=True):
+    """What the whole history of some fragments adds up to in features that were declared late.
+
+    `records` are (fragment, packed record of the features alone, in the order of `names`); `texts` what their symbols
+    stand for.
+    """
+
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+    records: tuple[tuple[bytes, bytes], ...]
+
+
+class WarmedFact(_Fact, frozen=True):
+    """The backfill of features is done: from now on they speak."""
+
+    names: tuple[str, ...]
+
+
 Fact = (
     ConfigurationFact
     | SignalFact
@@ -140,6 +160,8 @@ Fact = (
     | ServedFact
     | TickFact
     | ModelFact
+    | BackfillFact
+    | WarmedFact
 )
 
 _TYPES: dict[FactKind, type[_Fact]] = {
@@ -153,6 +175,8 @@ _TYPES: dict[FactKind, type[_Fact]] = {
     FactKind.SERVED: ServedFact,
     FactKind.TICK: TickFact,
     FactKind.MODEL: ModelFact,
+    FactKind.BACKFILL: BackfillFact,
+    FactKind.WARMED: WarmedFact,
 }
 KINDS: dict[type[_Fact], FactKind] = {cls: kind for kind, cls in _TYPES.items()}
 _DECODERS = {int(kind): msgspec.msgpack.Decoder(cls) for kind, cls in _TYPES.items()}

@@ -1,162 +1,506 @@
-"""Features by declaration: the compiler from `features:` to the native record layout, and what feeds each signal type.
+"""Features by declaration: the compiler from `features:` to the native record layouts, and what feeds each signal type.
 
-Nothing about a feature is known anywhere else: the layout, the update programs, the consent bits and the value kinds all
-come from the declaration.
+Nothing about a feature is known anywhere else: the layouts, the update programs, the consent bits and the value kinds all
+come from the declaration. What a decision reads lies in the head of a person's record; long windows and sketches lie with
+the lists, in a record of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from tailorbird.engine.aggregates import AGGREGATES, AggregateKind, ValueKind
 from tailorbird.engine.configuration import Configuration, FeatureDeclaration
 from tailorbird.engine.consent import DataType, Purpose, bit
 from tailorbird.engine.durations import duration_ms
 from tailorbird.engine.errors import ConfigurationError
 from tailorbird.engine.expressions import Aggregate, parse_aggregate
-from tailorbird.engine.vocabulary import PRODUCT_FIELDS, Kind, SignalType
+from tailorbird.engine.formulas import Formula, in_order, parse_formula
+from tailorbird.engine.money import CURRENCY, Money
+from tailorbird.engine.symbols import symbol_of as symbol_number
+from tailorbird.engine.vocabulary import PRODUCT_FIELDS, Kind, SignalType, push_type
 from tailorbird.native import record
 
 HEAD_BYTES_MAX = 1_900
+LISTS_BYTES_MAX = 16_384
+HEAD_FEATURE_BYTES = 256  # a window or sketch that may take more is kept with the lists
 CONTEXT_PREFIX = "context."
 ITEM_PREFIX = "item."
+DERIVED = 0  # the operation of a feature that is not stored
+_MINUTE, _HOUR, _DAY = 60_000, 3_600_000, 86_400_000
 
 
-class ValueKind(Enum):
-    """What a feature's slot holds: nothing, a number, a symbol (a hashed text), or an item number."""
+class Place(StrEnum):
+    """Where a feature is kept: in the head that decisions read, with the lists, or nowhere: it is derived when read."""
 
-    NONE = "none"
-    NUMBER = "number"
-    SYMBOL = "symbol"
-    ITEM = "item"
+    HEAD = "head"
+    LISTS = "lists"
+    DERIVED = "derived"
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One compiled feature. `required` are the consent bits to read it, `admit` those to update it."""
+    """One compiled feature; `index` is its number in the layout of its place.
+
+    `required` are the consent bits to read it, `admit` those to update it. `default` is NaN where there is none. One computed
+    in batches is kept as the last value that was pushed; `aggregate`, window and `sources` then say how to compute it.
+    """
 
     index: int
     name: str
+    version: int
+    place: Place
     aggregate: Aggregate
     op: int
     value_kind: ValueKind
     signals: tuple[str, ...]
+    categories: tuple[DataType, ...]
     required: int
     admit: int
     max_age_ms: int
     half_life_ms: float
     k: int
+    window_ms: int = 0
+    hop_ms: int = 0
+    quantile: float = 0.5
+    default: float = math.nan
+    formula: Formula | None = None
+    is_money: bool = False
+    sources: tuple[str, ...] = ()  # the signals a batch computes it from
+    bytes_max: int = 0
 
     @property
     def definition(self) -> tuple[object, ...]:
-        """What makes two declarations the same stored feature."""
-        return (self.name, self.op, self.aggregate.reads, self.signals, self.half_life_ms, self.k, str(self.aggregate))
+        """What makes two declarations the same feature; the same name and version never mean another one."""
+        formula = self.formula.text if self.formula is not None else ""
+        stored = (
+            self.op,
+            self.half_life_ms,
+            self.k,
+            self.window_ms,
+            self.hop_ms,
+            self.quantile,
+            str(self.aggregate),
+            self.sources,
+        )
+        return (self.name, self.version, formula, self.place, self.signals, self.admit, *stored)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the feature is read as one number."""
+        return self.op not in (record.TOP_K, record.LAST_K) and not (
+            self.op in (record.LAST, record.FIRST) and self.value_kind is ValueKind.SYMBOL
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class SlotReader:
-    """Where one slot of an update program comes from."""
+    """Where one slot of an update program comes from.
+
+    `hashed`: the text itself is not kept. `money`: an amount that is converted; `sign` is -1 where it is taken back.
+    """
 
     reads: str
     kind: ValueKind
+    hashed: bool = False
+    money: Money | None = None
+    sign: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateProgram:
-    """What one signal type updates: the native program and the slots it wants, in order."""
+    """What one signal type updates: the native programs of head and lists, and the slots they want, in order."""
 
     program: int
+    lists_program: int
+    updates_lists: bool
+    reads_money: bool
     slots: tuple[SlotReader, ...]
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """All features of a configuration with their record layout."""
+    """All features of a configuration with their record layouts. `index` numbers those of the head."""
 
     features: tuple[Feature, ...]
     layout: record.RecordLayout
+    lists_layout: record.RecordLayout
     programs: Mapping[str, UpdateProgram]
     index: Mapping[str, int]
+    money: Money
+    derived_order: tuple[str, ...]
+    by_name: Mapping[str, Feature] = field(default_factory=dict)
 
-    def mapping_from(self, older: FeatureSet) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """Return, per feature, the index of the same definition in an older set, -1 where there is none."""
-        known = {feature.definition: feature.index for feature in older.features}
-        return np.array([known.get(feature.definition, -1) for feature in self.features], np.int32)
+    def layout_of(self, place: Place) -> record.RecordLayout:
+        """Return the record layout of a place."""
+        return self.layout if place is Place.HEAD else self.lists_layout
 
+    def kept(self, place: Place) -> list[Feature]:
+        """Return the features of one place, in the order of its layout."""
+        return [feature for feature in self.features if feature.place is place]
 
-# aggregate name -> (native op, needs a field, allowed value kinds, options)
-_AGGREGATES: dict[str, tuple[int, frozenset[ValueKind], frozenset[str]]] = {
-    "count": (record.COUNT, frozenset({ValueKind.NONE}), frozenset()),
-    "sum": (record.SUM, frozenset({ValueKind.NUMBER}), frozenset()),
-    "last": (record.LAST, frozenset({ValueKind.NUMBER, ValueKind.SYMBOL}), frozenset()),
-    "time_since": (record.TIME_SINCE, frozenset({ValueKind.NONE}), frozenset()),
-    "decayed_count": (record.DECAYED, frozenset({ValueKind.NONE}), frozenset({"half_life", "weights"})),
-    "decayed_sum": (record.DECAYED, frozenset({ValueKind.NUMBER}), frozenset({"half_life", "weights"})),
-    "decayed_top_k": (record.TOP_K, frozenset({ValueKind.SYMBOL}), frozenset({"half_life", "weights", "k"})),
-    "last_k": (record.LAST_K, frozenset({ValueKind.ITEM}), frozenset({"k"})),
-}
+    def mapping_from(self, older: FeatureSet, place: Place = Place.HEAD) -> npt.NDArray[np.int32]:
+        """Return, per feature of a place, the index of the same definition in an older set, -1 where there is none."""
+        known = {feature.definition: feature.index for feature in older.kept(place)}
+        return np.array([known.get(feature.definition, -1) for feature in self.kept(place)], np.int32)
 
-
-def compile_features(configuration: Configuration, layout_version: int) -> FeatureSet:
-    """Return the compiled features. Raises `ConfigurationError` naming the feature, what was expected and what came."""
-    types = configuration.signal_types()
-    features = tuple(
-        _compile(index, declaration, configuration, types) for index, declaration in enumerate(configuration.features)
-    )
-    layout = record.RecordLayout(
-        layout_version,
-        bytes(feature.op for feature in features),
-        k=np.array([feature.k for feature in features], np.uint32),
-        half_life_ms=np.array([feature.half_life_ms for feature in features], np.float64),
-        required=np.array([feature.required for feature in features], np.uint64),
-        admit=np.array([feature.admit for feature in features], np.uint64),
-        max_age_ms=np.array([feature.max_age_ms for feature in features], np.int64),
-    )
-    if layout.packed_bytes_max > HEAD_BYTES_MAX:
-        sizes = ", ".join(f"{feature.name} {_bytes_max(feature)}" for feature in features)
-        raise ConfigurationError(
-            "HEAD_TOO_LARGE",
-            f"expected a profile head of at most {HEAD_BYTES_MAX} bytes, got {layout.packed_bytes_max}, from {sizes}; "
-            "lower k or drop features",
+    def same_layout(self, other: FeatureSet) -> bool:
+        """Return whether records of the two are stored alike."""
+        return all(
+            [feature.definition for feature in self.kept(place)]
+            == [feature.definition for feature in other.kept(place)]
+            for place in (Place.HEAD, Place.LISTS)
         )
-    programs = {name: _program(name, features, layout) for name in types}
-    return FeatureSet(features, layout, programs, {feature.name: feature.index for feature in features})
 
 
-def _bytes_max(feature: Feature) -> int:
-    fixed = {record.COUNT: 16, record.SUM: 16, record.LAST: 24, record.TIME_SINCE: 8, record.DECAYED: 16}
-    if feature.op in fixed:
-        return fixed[feature.op]
-    return 16 * feature.k + (16 if feature.op == record.TOP_K else 8)
+def compile_features(
+    configuration: Configuration, layout_version: int, warming: frozenset[str] = frozenset()
+) -> FeatureSet:
+    """Return the compiled features, of which `warming` must not speak yet.
+
+    Raises `ConfigurationError` naming the feature, what was expected and what came.
+    """
+    types = configuration.signal_types()
+    money = Money(configuration.money.currency, configuration.money.rates)
+    features: list[Feature] = []
+    indices = dict.fromkeys(Place, 0)
+    for declaration in configuration.features:
+        if declaration.formula is not None:
+            feature = _derived(indices[Place.DERIVED], declaration)
+        else:
+            feature = _compile(indices, declaration, configuration, types)
+        indices[feature.place] += 1
+        features.append(feature)
+    derived_order, features = _linked(features)
+    layout = layout_of(features, Place.HEAD, layout_version, warming)
+    lists_layout = layout_of(features, Place.LISTS, layout_version, warming)
+    for place, found, limit, advice in (
+        (Place.HEAD, layout, HEAD_BYTES_MAX, "lower k, or keep some with `store: lists`"),
+        (Place.LISTS, lists_layout, LISTS_BYTES_MAX, "lower k or precision, or take a longer hop"),
+    ):
+        if found.packed_bytes_max > limit:
+            sizes = ", ".join(f"{f.name} {f.bytes_max}" for f in features if f.place is place)
+            raise ConfigurationError(
+                f"{place.name}_TOO_LARGE",
+                f"expected {_PLACES[place]} of at most {limit} bytes, got {found.packed_bytes_max}, from {sizes}; "
+                f"{advice}, or drop features",
+            )
+    programs = {name: _program(signal, features, layout, lists_layout, money) for name, signal in types.items()}
+    return FeatureSet(
+        features=tuple(features),
+        layout=layout,
+        lists_layout=lists_layout,
+        programs=programs,
+        index={feature.name: feature.index for feature in features if feature.place is Place.HEAD},
+        money=money,
+        derived_order=derived_order,
+        by_name={feature.name: feature for feature in features},
+    )
+
+
+_PLACES = {Place.HEAD: "a profile head", Place.LISTS: "a record with the lists"}
+
+
+def layout_of(
+    features: Sequence[Feature], place: Place | None, version: int, warming: frozenset[str] = frozenset()
+) -> record.RecordLayout:
+    """Return the record layout of the features of one place, or of all of them."""
+    kept = [feature for feature in features if place is None or feature.place is place]
+    return record.RecordLayout(
+        version,
+        bytes(feature.op for feature in kept),
+        k=np.array([feature.k for feature in kept], np.uint32),
+        half_life_ms=np.array([feature.half_life_ms for feature in kept], np.float64),
+        required=np.array([feature.required for feature in kept], np.uint64),
+        admit=np.array([feature.admit for feature in kept], np.uint64),
+        max_age_ms=np.array([feature.max_age_ms for feature in kept], np.int64),
+        window_ms=np.array([feature.window_ms for feature in kept], np.int64),
+        hop_ms=np.array([feature.hop_ms for feature in kept], np.int64),
+        quantile=np.array([feature.quantile for feature in kept], np.float64),
+        default=np.array([feature.default for feature in kept], np.float64),
+        warming=np.array([feature.name in warming for feature in kept], np.uint8),
+    )
+
+
+def refuse_changed(current: FeatureSet, earlier: Sequence[FeatureSet], features: FeatureSet) -> None:
+    """Raise `ConfigurationError` FEATURE_CHANGED where a name and version once meant another definition.
+
+    What is in force stays as it is, whatever was declared before the first event.
+    """
+    for feature in features.features:
+        in_force = current.by_name.get(feature.name)
+        if in_force is not None and in_force.definition == feature.definition:
+            continue
+        for older in earlier:
+            known = older.by_name.get(feature.name)
+            if known is not None and known.version == feature.version and known.definition != feature.definition:
+                raise ConfigurationError(
+                    "FEATURE_CHANGED",
+                    f"expected feature {feature.name!r} version {feature.version} as it was first declared, got another "
+                    "definition; definitions never change: declare it with a version it has not had yet",
+                )
+
+
+def _derived(index: int, declaration: FeatureDeclaration) -> Feature:
+    where = f"feature {declaration.name!r}"
+    given = {
+        "aggregate": declaration.aggregate,
+        "signal": declaration.signals(),
+        "window": declaration.window,
+        "hop": declaration.hop,
+        "max_age": declaration.max_age,
+        "store": declaration.store,
+        "category": declaration.category,
+        "pushed": declaration.pushed,
+        "compute: batch": declaration.compute == "batch",
+    }
+    for name, value in given.items():
+        if value:
+            raise ConfigurationError("BAD_FORMULA", f"expected either a formula or {name}, got both, in {where}")
+    formula = parse_formula(declaration.formula or "", where)
+    return Feature(
+        index=index,
+        name=declaration.name,
+        version=_version(declaration, where),
+        place=Place.DERIVED,
+        aggregate=Aggregate("formula"),
+        op=DERIVED,
+        value_kind=ValueKind.NUMBER,
+        signals=(),
+        categories=(),
+        required=0,
+        admit=0,
+        max_age_ms=0,
+        half_life_ms=0.0,
+        k=0,
+        default=_default(declaration, where),
+        formula=formula,
+    )
+
+
+def _linked(features: list[Feature]) -> tuple[tuple[str, ...], list[Feature]]:
+    """Check what formulas read and return the order to compute them in, and the features with what follows from it."""
+    by_name = {feature.name: feature for feature in features}
+    for feature in features:
+        for name in feature.formula.names if feature.formula is not None else ():
+            read = by_name.get(name)
+            where = f"in the formula of feature {feature.name!r}"
+            if read is None:
+                raise ConfigurationError("UNKNOWN_FEATURE", f"expected a declared feature, got {name!r}, {where}")
+            if not read.is_number:
+                raise ConfigurationError(
+                    "BAD_FORMULA",
+                    f"expected features of one number, got {name!r}, which is {read.aggregate.name} of "
+                    f"{read.aggregate.reads}, {where}",
+                )
+    order = in_order({feature.name: feature.formula for feature in features if feature.formula is not None})
+    for name in order:
+        feature = by_name[name]
+        assert feature.formula is not None
+        read_features = [by_name[read] for read in feature.formula.names]
+        required = 0
+        for read in read_features:
+            required |= read.required
+        categories = tuple(dict.fromkeys(c for read in read_features for c in read.categories))
+        by_name[name] = replace(feature, required=required, categories=categories)
+    return tuple(order), [by_name[feature.name] for feature in features]
+
+
+def _version(declaration: FeatureDeclaration, where: str) -> int:
+    if declaration.version < 1:
+        raise ConfigurationError(
+            "BAD_VERSION", f"expected a version of at least 1, got {declaration.version}, in {where}"
+        )
+    return declaration.version
+
+
+def _default(declaration: FeatureDeclaration, where: str) -> float:
+    if declaration.default is None:
+        return math.nan
+    if not math.isfinite(declaration.default):
+        raise ConfigurationError("BAD_DEFAULT", f"expected a finite default, got {declaration.default}, in {where}")
+    return declaration.default
 
 
 def _compile(
-    index: int, declaration: FeatureDeclaration, configuration: Configuration, types: Mapping[str, SignalType]
+    indices: Mapping[Place, int],
+    declaration: FeatureDeclaration,
+    configuration: Configuration,
+    types: Mapping[str, SignalType],
 ) -> Feature:
     where = f"feature {declaration.name!r}"
-    aggregate = parse_aggregate(declaration.aggregate, where)
-    if aggregate.name not in _AGGREGATES:
+    if declaration.aggregate is None and not declaration.signals() and declaration.pushed and declaration.category:
+        return _placed(_pushed(declaration, where), declaration, indices)
+    if declaration.aggregate is None or not declaration.signals():
         raise ConfigurationError(
-            "UNKNOWN_AGGREGATE", f"expected one of {', '.join(_AGGREGATES)}, got {aggregate.name!r}, in {where}"
+            "BAD_AGGREGATE",
+            f"expected an aggregate and its signals, a formula, or `pushed` and a category, got none of them, in {where}",
         )
-    op, kinds, options = _AGGREGATES[aggregate.name]
-    _check_options(aggregate, options, declaration.signals(), where)
-    kind = _value_kind(aggregate, declaration, configuration, types, where)
-    if aggregate.name == "last_k" and kind is ValueKind.SYMBOL:
+    aggregate = parse_aggregate(declaration.aggregate, where)
+    kind = AGGREGATES.get(aggregate.name)
+    if kind is None:
+        raise ConfigurationError(
+            "UNKNOWN_AGGREGATE", f"expected one of {', '.join(AGGREGATES)}, got {aggregate.name!r}, in {where}"
+        )
+    _check_options(aggregate, kind, declaration.signals(), where)
+    value_kind, is_money = _value_kind(aggregate, declaration, configuration, types, where)
+    if aggregate.name == "last_k" and value_kind is ValueKind.SYMBOL:
         raise ConfigurationError("BAD_AGGREGATE", f"expected last_k of an item id such as product_id, in {where}")
-    if aggregate.name == "decayed_top_k" and kind is ValueKind.ITEM:
-        kind = ValueKind.SYMBOL
-    if kind not in kinds:
-        expected = " or ".join(sorted(k.value for k in kinds))
+    if aggregate.name == "decayed_top_k" and value_kind is ValueKind.ITEM:
+        value_kind = ValueKind.SYMBOL
+    if value_kind not in kind.kinds:
+        expected = " or ".join(sorted(k.value for k in kind.kinds))
         raise ConfigurationError(
             "BAD_AGGREGATE",
             f"expected a field of kind {expected} for {aggregate.name}, got {aggregate.reads or 'no field'} "
-            f"({kind.value}), in {where}",
+            f"({value_kind.value}), in {where}",
         )
+    window_ms, hop_ms = _window(declaration, kind, aggregate.name, where)
+    default = _default(declaration, where)
+    if not math.isnan(default) and (
+        not kind.is_number or (value_kind is ValueKind.SYMBOL and kind.op != record.DISTINCT)
+    ):
+        raise ConfigurationError("BAD_DEFAULT", f"expected a default only where the feature is one number, in {where}")
+    categories = _categories(declaration, aggregate, types, where)
+    required = admit = 0
+    for category in categories:
+        required |= bit(category, Purpose.PERSONALISE)
+        admit |= bit(category, Purpose.PROFILE)
+    option, k, _, _ = kind.k
+    if window_ms and kind.op == record.DISTINCT:
+        k = record.PRECISION_MIN  # registers for every hop
+    feature = Feature(
+        index=0,
+        name=declaration.name,
+        version=_version(declaration, where),
+        place=Place.HEAD,
+        aggregate=aggregate,
+        op=kind.window_op if window_ms else kind.op,
+        value_kind=value_kind,
+        signals=tuple(declaration.signals()),
+        categories=categories,
+        required=required,
+        admit=admit,
+        max_age_ms=duration_ms(declaration.max_age, f"max_age of {where}") if declaration.max_age else 0,
+        half_life_ms=float(aggregate.durations.get("half_life", 0)),
+        k=int(aggregate.numbers.get(option, k)),
+        window_ms=window_ms,
+        hop_ms=hop_ms,
+        quantile=aggregate.numbers.get("q", 0.5),
+        default=default,
+        is_money=is_money,
+    )
+    if declaration.push_kind is not None:
+        feature = _with_pushes(feature, declaration, configuration, types, where)
+    return _placed(feature, declaration, indices)
+
+
+def _pushed(declaration: FeatureDeclaration, where: str) -> Feature:
+    """Return a feature whose values all come from elsewhere."""
+    (category,) = _categories(declaration, Aggregate("last"), {}, where)
+    return Feature(
+        index=0,
+        name=declaration.name,
+        version=_version(declaration, where),
+        place=Place.HEAD,
+        aggregate=Aggregate("last"),
+        op=record.LAST,
+        value_kind=ValueKind.SYMBOL if declaration.pushed == "text" else ValueKind.NUMBER,
+        signals=(push_type(category),),
+        categories=(category,),
+        required=bit(category, Purpose.PERSONALISE),
+        admit=bit(category, Purpose.PROFILE),
+        max_age_ms=duration_ms(declaration.max_age, f"max_age of {where}") if declaration.max_age else 0,
+        half_life_ms=0.0,
+        k=0,
+        default=_default(declaration, where),
+    )
+
+
+def _with_pushes(
+    feature: Feature,
+    declaration: FeatureDeclaration,
+    configuration: Configuration,
+    types: Mapping[str, SignalType],
+    where: str,
+) -> Feature:
+    """Return the feature as it takes values from elsewhere: beside its signals, or, computed in batches, instead of them."""
+    category = configuration.push_category(declaration, types)
+    assert category is not None
+    if declaration.compute == "batch":
+        if not feature.is_number or declaration.pushed == "text" or declaration.store == "lists":
+            raise ConfigurationError(
+                "BAD_AGGREGATE", f"expected a number, kept in the head, of what is computed in batches, in {where}"
+            )
+        return replace(
+            feature,
+            op=record.LAST,
+            value_kind=ValueKind.NUMBER,
+            is_money=False,
+            half_life_ms=0.0,
+            k=0,
+            signals=(push_type(category),),
+            sources=feature.signals,
+        )
+    kind = ValueKind.SYMBOL if declaration.pushed == "text" else ValueKind.NUMBER
+    if feature.op != record.LAST or feature.value_kind is not kind:
+        raise ConfigurationError(
+            "BAD_AGGREGATE",
+            f"expected `pushed` only beside `last` of a {declaration.pushed}, got {feature.aggregate.name} of a "
+            f"{feature.value_kind.value}, in {where}",
+        )
+    return replace(feature, signals=(*feature.signals, push_type(category)))
+
+
+def _placed(feature: Feature, declaration: FeatureDeclaration, indices: Mapping[Place, int]) -> Feature:
+    """Return the feature where it is kept: what may grow large and no ranking reads goes with the lists."""
+    (bytes_max,) = layout_of([feature], None, 0).bytes_max
+    large = (feature.window_ms or feature.op in (record.DISTINCT, record.QUANTILE)) and bytes_max > HEAD_FEATURE_BYTES
+    place = Place(declaration.store) if declaration.store else Place.LISTS if large else Place.HEAD
+    return replace(feature, place=place, index=indices[place], bytes_max=bytes_max)
+
+
+def _window(declaration: FeatureDeclaration, kind: AggregateKind, name: str, where: str) -> tuple[int, int]:
+    """Return window and hop in ms, 0 where there is none."""
+    if declaration.window is None:
+        if declaration.hop is not None:
+            raise ConfigurationError("BAD_WINDOW", f"expected a window for the hop, got none, in {where}")
+        return 0, 0
+    if not kind.window_op:
+        known = ", ".join(known for known, other in AGGREGATES.items() if other.window_op)
+        raise ConfigurationError("BAD_WINDOW", f"expected a window only for {known}, got {name}, in {where}")
+    window = duration_ms(declaration.window, f"window of {where}")
+    hop = duration_ms(declaration.hop, f"hop of {where}") if declaration.hop else default_hop(window)
+    hops_max = record.TILES_MAX - 1
+    if window < 1_000 or not 1_000 <= hop <= window or window > hops_max * hop:
+        raise ConfigurationError(
+            "BAD_WINDOW",
+            f"expected a window and hop of at least 1s, the window 1 to {hops_max} hops, got {declaration.window} in hops "
+            f"of {declaration.hop or f'{hop} ms'}, in {where}",
+        )
+    return window, hop
+
+
+def default_hop(window_ms: int) -> int:
+    """Return the hop of a window in ms: 5 minutes up to an hour, an hour up to a day, then days, no more than 95 of them."""
+    if window_ms <= _HOUR:
+        return min(5 * _MINUTE, window_ms)
+    if window_ms <= _DAY:
+        return _HOUR
+    return _DAY * -(-window_ms // (_DAY * (record.TILES_MAX - 1)))
+
+
+def _categories(
+    declaration: FeatureDeclaration, aggregate: Aggregate, types: Mapping[str, SignalType], where: str
+) -> tuple[DataType, ...]:
+    """Return the kinds of data the feature draws on."""
     categories = {types[name].category for name in declaration.signals()}
     if declaration.category is not None:
         if declaration.category.upper() not in DataType.__members__:
@@ -167,38 +511,24 @@ def _compile(
         categories.add(DataType[declaration.category.upper()])
     if aggregate.reads.startswith(CONTEXT_PREFIX):
         categories.add(DataType.CONTEXTUAL)
-    required = admit = 0
-    for category in categories:
-        required |= bit(category, Purpose.PERSONALISE)
-        admit |= bit(category, Purpose.PROFILE)
-    return Feature(
-        index=index,
-        name=declaration.name,
-        aggregate=aggregate,
-        op=op,
-        value_kind=kind,
-        signals=tuple(declaration.signals()),
-        required=required,
-        admit=admit,
-        max_age_ms=duration_ms(declaration.max_age, f"max_age of {where}") if declaration.max_age else 0,
-        half_life_ms=float(aggregate.durations.get("half_life", 0)),
-        k=int(aggregate.numbers.get("k", 16 if "k" in options else 0)),
-    )
+    return tuple(sorted(categories))
 
 
-def _check_options(aggregate: Aggregate, options: frozenset[str], signals: list[str], where: str) -> None:
+def _check_options(aggregate: Aggregate, kind: AggregateKind, signals: list[str], where: str) -> None:
     given = {*aggregate.numbers, *aggregate.durations, *(["weights"] if aggregate.weights else [])}
-    for option in sorted(given - options):
-        known = ", ".join(sorted(options)) or "none"
+    for option in sorted(given - kind.options):
+        known = ", ".join(sorted(kind.options)) or "none"
         raise ConfigurationError(
             "BAD_AGGREGATE", f"expected options of {known} for {aggregate.name}, got {option!r}, in {where}"
         )
-    if "half_life" in options and aggregate.durations.get("half_life", 0) <= 0:
+    if "half_life" in kind.options and aggregate.durations.get("half_life", 0) <= 0:
         raise ConfigurationError("BAD_AGGREGATE", f"expected half_life=<duration> for {aggregate.name}, in {where}")
-    maximum = record.LAST_K_MAX if aggregate.name == "last_k" else record.TOP_K_MAX
-    k = aggregate.numbers.get("k", 1)
-    if not 1 <= k <= maximum or k != int(k):
-        raise ConfigurationError("BAD_AGGREGATE", f"expected k from 1 to {maximum}, got {k:g}, in {where}")
+    if not 0.0 <= aggregate.numbers.get("q", 0.5) <= 1.0:
+        raise ConfigurationError("BAD_AGGREGATE", f"expected q from 0 to 1, got {aggregate.numbers['q']:g}, in {where}")
+    option, default, low, high = kind.k
+    k = aggregate.numbers.get(option, default)
+    if not low <= k <= high or k != int(k):
+        raise ConfigurationError("BAD_AGGREGATE", f"expected {option} from {low} to {high}, got {k:g}, in {where}")
     for name, weight in aggregate.weights.items():
         if name not in signals or weight <= 0:
             raise ConfigurationError(
@@ -213,21 +543,21 @@ def _value_kind(
     configuration: Configuration,
     types: Mapping[str, SignalType],
     where: str,
-) -> ValueKind:
-    """Return the kind of the field read, the same in every signal of the feature."""
+) -> tuple[ValueKind, bool]:
+    """Return the kind of the field read, the same in every signal of the feature, and whether it is money."""
     reads = aggregate.reads
     if not reads:
-        return ValueKind.NONE
+        return ValueKind.NONE, False
     if reads.startswith(CONTEXT_PREFIX):
-        return ValueKind.SYMBOL
+        return ValueKind.SYMBOL, False
     if reads.startswith(ITEM_PREFIX):
         if reads.removeprefix(ITEM_PREFIX) not in configuration.attributes:
             raise ConfigurationError(
                 "UNKNOWN_ATTRIBUTE",
                 f"expected {ITEM_PREFIX} one of {configuration.attributes}, got {reads!r}, in {where}",
             )
-        return ValueKind.SYMBOL
-    kinds = set()
+        return ValueKind.SYMBOL, False
+    kinds, money = set(), set()
     for name in declaration.signals():
         properties = types[name].properties
         kind = properties.get(reads)
@@ -239,33 +569,92 @@ def _value_kind(
             raise ConfigurationError(
                 "UNKNOWN_PROPERTY", f"expected a property of {name!r} or an item attribute, got {reads!r}, in {where}"
             )
+        money.add(kind is Kind.MONEY)
         kinds.add(
             {Kind.STRING: ValueKind.SYMBOL, Kind.ITEM: ValueKind.ITEM, Kind.PRODUCTS: ValueKind.NONE}.get(
                 kind, ValueKind.NUMBER
             )
         )
-    if len(kinds) > 1:
+    if len(kinds) > 1 or len(money) > 1:
         raise ConfigurationError(
             "BAD_AGGREGATE",
-            f"expected {reads!r} to be of one kind in all signals of {where}, got {sorted(k.value for k in kinds)}",
+            f"expected {reads!r} to be of one kind in all signals of {where}, got "
+            f"{sorted(k.value for k in kinds) if len(kinds) > 1 else ['money', 'number']}",
         )
-    return kinds.pop()
+    return kinds.pop(), money.pop()
 
 
-def _program(signal: str, features: tuple[Feature, ...], layout: record.RecordLayout) -> UpdateProgram:
+def _folds(
+    signal: SignalType, features: Sequence[Feature], money: Money
+) -> tuple[tuple[SlotReader, ...], list[tuple[Feature, int, float]]]:
+    """Return the slots one signal type fills, and which feature takes which of them (-1: none) with what weight."""
     slots: list[SlotReader] = []
-    entries: list[tuple[int, int, float]] = []
+    folds: list[tuple[Feature, int, float]] = []
     for feature in features:
-        if signal not in feature.signals:
+        if signal.name not in feature.signals:
             continue
         slot = -1
         if feature.value_kind is not ValueKind.NONE:
-            reader = SlotReader(feature.aggregate.reads, feature.value_kind)
+            reader = _slot_reader(feature, signal, money)
             if reader not in slots:
                 slots.append(reader)
             slot = slots.index(reader)
-        entries.append((feature.index, slot, feature.aggregate.weights.get(signal, 1.0)))
-    return UpdateProgram(layout.add_program(entries), tuple(slots))
+        folds.append((feature, slot, feature.aggregate.weights.get(signal.name, 1.0)))
+    return tuple(slots), folds
+
+
+def _slot_reader(feature: Feature, signal: SignalType, money: Money) -> SlotReader:
+    """Return where a feature's values come from in signals of one type."""
+    hashed = feature.op in (record.DISTINCT, record.WINDOW_DISTINCT)
+    reads = feature.name if signal.pushes else feature.aggregate.reads
+    if not feature.is_money:
+        return SlotReader(reads, feature.value_kind, hashed)
+    return SlotReader(reads, feature.value_kind, hashed, money, -1.0 if signal.refunds else 1.0)
+
+
+def _program(
+    signal: SignalType,
+    features: Sequence[Feature],
+    layout: record.RecordLayout,
+    lists_layout: record.RecordLayout,
+    money: Money,
+) -> UpdateProgram:
+    slots, folds = _folds(signal, features, money)
+    head = [(feature.index, slot, weight) for feature, slot, weight in folds if feature.place is Place.HEAD]
+    lists = [(feature.index, slot, weight) for feature, slot, weight in folds if feature.place is Place.LISTS]
+    return UpdateProgram(
+        layout.add_program(head),
+        lists_layout.add_program(lists),
+        bool(lists),
+        any(reader.money is not None for reader in slots),
+        slots,
+    )
+
+
+def history_layout(features: FeatureSet, names: Sequence[str]) -> record.RecordLayout:
+    """Return the layout of records that hold the named features alone, wherever they are kept."""
+    return layout_of([features.by_name[name] for name in names], None, 1)
+
+
+def history_programs(
+    types: Mapping[str, SignalType], features: FeatureSet, names: Sequence[str], layout: record.RecordLayout
+) -> dict[str, UpdateProgram]:
+    """Return what each signal type that feeds one of the named features folds into records of their layout."""
+    named = [features.by_name[name] for name in names]
+    programs = {}
+    for name, signal in types.items():
+        slots, folds = _folds(signal, named, features.money)
+        if folds:
+            entries = [(named.index(feature), slot, weight) for feature, slot, weight in folds]
+            programs[name] = UpdateProgram(layout.add_program(entries), -1, False, False, slots)
+    return programs
+
+
+def history_mapping(features: FeatureSet, names: Sequence[str], place: Place) -> npt.NDArray[np.int32]:
+    """Return, per feature of a place, its number among the named ones, -1 where it is none of them."""
+    return np.array(
+        [names.index(feature.name) if feature.name in names else -1 for feature in features.kept(place)], np.int32
+    )
 
 
 def slot_values(
@@ -276,11 +665,12 @@ def slot_values(
     symbol_of: Callable[[str], int],
     item_of: Callable[[str], int],
     attribute_of: Callable[[str, str], str | None],
+    kept_currency: str,
 ) -> tuple[object, ...]:
     """Return the slot values of one event, None or () where the event does not say.
 
     A property of the event itself comes first; then the field of each product line; then, for a line that lacks it, the
-    attribute of its item in the catalogue (`attribute_of(item id, attribute)`).
+    attribute of its item in the catalogue (`attribute_of(item id, attribute)`). Raises `CallerError` NO_RATE.
     """
     values: list[object] = []
     for reader in program.slots:
@@ -304,9 +694,15 @@ def slot_values(
                         value = attribute_of(line["product_id"], reads)
                     found.append(value)
         if kind is ValueKind.SYMBOL:
-            converted: list[object] = [symbol_of(str(value)) for value in found if value is not None]
+            number_of = symbol_number if reader.hashed else symbol_of
+            converted: list[object] = [number_of(str(value)) for value in found if value is not None]
         elif kind is ValueKind.ITEM:
             converted = [item_of(value) for value in found if value is not None]
+        elif reader.money is not None:
+            money, currency = reader.money, properties.get(CURRENCY)
+            amounts = [money.amount(float(value), currency, kept_currency) for value in found if value is not None]
+            # What is taken back is negative, however the sender writes it.
+            converted = [-abs(amount) if reader.sign < 0.0 else amount for amount in amounts]
         else:
             converted = [float(value) for value in found if value is not None]
         values.append(converted[0] if len(converted) == 1 else tuple(converted) if converted else None)

@@ -23,7 +23,7 @@ class FeatureStatus(IntEnum):
 class FeatureValue(msgspec.Struct, frozen=True):
     """One feature read at a time: a number, a text, or (key, weight) pairs, heaviest or newest first.
 
-    `value` is None unless the status is fresh. `age_ms` is the time since the value's last event, -1 when unknown.
+    `value` is None unless the status is fresh or defaulted. `age_ms` is the time since the value's last event, -1 when unknown.
     """
 
     name: str

@@ -4,12 +4,13 @@ A person goes by the key of the best of their identifiers. Most people are known
 all their state: it is stored once, as their head, whose `fragment_id` names that fragment. Only where two fragments of a person
 hold state are there rows in `fragments`; the head is then the merge of them in canonical order and its `fragment_id` is zeros.
 `fragment`, `touch` and `regroup` are the only places that know. The head of a person of several fragments ends in the list of
-them. What lies where in `people` is said in `store.py`.
+them. What lies where in `people` is said in `store.py`. Long windows and sketches have a record per fragment in `windows`,
+merged only when they are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import lmdb
@@ -20,6 +21,7 @@ from tailorbird.engine.compiled import CompiledConfiguration, compile_configurat
 from tailorbird.engine.consent import ALL_BITS, ConsentMasks
 from tailorbird.engine.errors import Damaged
 from tailorbird.engine.facts import Anchor
+from tailorbird.engine.features import FeatureSet, Place, history_layout, history_mapping
 from tailorbird.engine.items import Item
 from tailorbird.engine.store import HEAD_ROW, IDENTIFIER_ROW, LIST_ROWS, Head, Store, scan, u32, u64
 from tailorbird.engine.symbols import symbol_of
@@ -83,15 +85,16 @@ def decode_item(number: int, data: bytes | memoryview | None) -> ItemRow:
     )
 
 
-def read_record(layouts: Layouts, data: bytes | memoryview) -> Record:
+def read_record(layouts: Layouts, data: bytes | memoryview, place: Place = Place.HEAD) -> Record:
     """Return a stored record in the layout in force. Raises `Damaged` DAMAGED_RECORD."""
+    current = layouts.current.features
     try:
         version = stored_layout_version(data)
         if version == layouts.current.layout_version:
-            return Record.unpack(layouts.current.features.layout, data)
-        older = layouts.older(version)
-        old = Record.unpack(older.features.layout, data)
-        return old.upgraded(layouts.current.features.layout, layouts.current.features.mapping_from(older.features))
+            return Record.unpack(current.layout_of(place), data)
+        older = layouts.older(version).features
+        old = Record.unpack(older.layout_of(place), data)
+        return old.upgraded(current.layout_of(place), current.mapping_from(older, place))
     except RecordError as error:
         raise damaged_record(error) from error
 
@@ -133,7 +136,39 @@ def read_layouts(store: Store, txn: lmdb.Transaction[Any], head: Head) -> Layout
     if not rows:
         return None
     row = rows[head.configuration]
-    return Layouts(compile_configuration(row.text, head.configuration, row.layout_version), rows)
+    warming = frozenset(head.warming)
+    return Layouts(compile_configuration(row.text, head.configuration, row.layout_version, warming), rows)
+
+
+def stored_features(store: Store, txn: lmdb.Transaction[Any], head: Head) -> tuple[FeatureSet, list[FeatureSet]]:
+    """Return the features of the configuration in force, and those of every one that ever was, it included."""
+    texts = {
+        int.from_bytes(bytes(key), "big"): _decode_configuration(bytes(value)).text
+        for key, value in txn.cursor(db=store.tables["configurations"])
+    }
+    found = {version: compile_configuration(text, 1, 1).features for version, text in texts.items()}
+    return found[head.configuration], list(found.values())
+
+
+def read_windows(store: Store, txn: lmdb.Transaction[Any], layouts: Layouts, head: bytes) -> bytes | None:
+    """Return the packed long windows and sketches of a stored person: of each fragment only what its own choices permit."""
+    table = store.tables["windows"]
+    holder = head[16:32]
+    if holder != NO_FRAGMENT:
+        data = txn.get(holder, db=table)
+        if data is None or stored_layout_version(data) == layouts.current.layout_version:
+            return data
+        return read_record(layouts, data, Place.LISTS).pack()
+    merged: Record | None = None
+    for fragment in members_of_row(head):
+        data, own = txn.get(fragment, db=table), txn.get(fragment, db=store.tables["fragments"])
+        if data is None or own is None:
+            continue
+        masks = masks_of(read_record(layouts, own))
+        if merged is None:
+            merged = Record(layouts.current.features.lists_layout)
+        merged.merge(read_record(layouts, data, Place.LISTS), ALL_BITS & ~masks.denied & ~masks.restricted)
+    return None if merged is None else merged.pack()
 
 
 class State:
@@ -152,11 +187,13 @@ class State:
         self._records: dict[bytes, Record] = {}
         self._members: dict[bytes, tuple[bytes, ...]] = {}
         self._fragments: dict[bytes, Record] = {}
+        self._windows: dict[bytes, Record] = {}
         self._item_numbers: dict[str, int] = {}
         self._items: dict[int, ItemRow] = {}
         self._symbols: dict[str, int] = {}
         self._dirty_people: set[bytes] = set()
         self._dirty_fragments: set[bytes] = set()
+        self._dirty_windows: set[bytes] = set()
         self._stale_views: set[bytes] = set()
 
     # ---- transaction ---------------------------------------------------------------------------------------------
@@ -188,13 +225,56 @@ class State:
             layout_version = self.layouts.current.layout_version
             compiled = compile_configuration(text, version, layout_version)
         self.flush()
+        if self.layouts is not None:
+            self.head.warming = self._to_warm(self.layouts.current.features, compiled.features)
         row = ConfigurationRow(layout_version, text)
         self.txn.put(u32(version), _encode(row), db=self.tables["configurations"])
         self.head.configuration = version
+        self._use_layouts()
+
+    def _to_warm(self, before: FeatureSet, after: FeatureSet) -> list[str]:
+        """Return the stored features that lack what happened before they were declared."""
+        known = {feature.definition for feature in before.features}
+        return [
+            feature.name
+            for feature in after.features
+            if feature.place is not Place.DERIVED
+            and (feature.name in self.head.warming or self.head.latest_event_time)
+            and (feature.name in self.head.warming or feature.definition not in known)
+        ]
+
+    def _use_layouts(self) -> None:
         self.layouts = read_layouts(self.store, self.txn, self.head)
         self._records.clear()
         self._members.clear()
         self._fragments.clear()
+        self._windows.clear()
+
+    def take_backfilled(
+        self, names: tuple[str, ...], texts: Iterable[str], records: Iterable[tuple[bytes, bytes]]
+    ) -> None:
+        """Replace warming features of fragments by what their whole history adds up to."""
+        features = self.compiled.features
+        if not set(names) <= set(self.head.warming):
+            return  # another configuration came in between
+        layout = history_layout(features, names)
+        head, lists = (history_mapping(features, names, place) for place in (Place.HEAD, Place.LISTS))
+        for text in texts:
+            self.symbol(text)
+        for fragment, packed in records:
+            if self.person_of(fragment) is None:
+                continue
+            record = Record.unpack(layout, packed)
+            if head.max(initial=-1) >= 0:
+                self.touch(fragment).take(record, head)
+            if lists.max(initial=-1) >= 0:
+                self.windows(fragment).take(record, lists)
+
+    def end_warming(self, names: tuple[str, ...]) -> None:
+        """Let backfilled features speak."""
+        self.flush()
+        self.head.warming = [name for name in self.head.warming if name not in names]
+        self._use_layouts()
 
     def flush(self) -> None:
         """Write everything cached and dirty into the transaction, in key order."""
@@ -206,6 +286,12 @@ class State:
         for fragment in sorted(self._dirty_fragments):
             put(fragment, self._fragments[fragment].pack(), db=table)
         self._dirty_fragments.clear()
+        table = self.tables["windows"]
+        for fragment in sorted(self._dirty_windows):
+            record = self._windows[fragment]
+            if record.feature_count:
+                put(fragment, record.pack(), db=table)
+        self._dirty_windows.clear()
         table = self.tables["people"]
         for person in sorted(self._dirty_people):
             members = self._members[person]
@@ -218,6 +304,8 @@ class State:
             self._members.clear()
         if len(self._fragments) > RECORDS_CACHED_MAX:
             self._fragments.clear()
+        if len(self._windows) > RECORDS_CACHED_MAX // 4:
+            self._windows.clear()
         if len(self._items) > ITEMS_CACHED_MAX:
             self._items.clear()
         if len(self._identifiers) > KEYS_CACHED_MAX:
@@ -343,6 +431,21 @@ class State:
         self._stale_views.add(person)
         return record
 
+    def windows(self, fragment: bytes) -> Record:
+        """Return the long windows and sketches of one fragment, to be written."""
+        record = self._windows.get(fragment)
+        if record is None:
+            data = self.txn.get(fragment, db=self.tables["windows"])
+            if data is None:
+                record = Record(self.compiled.features.lists_layout)
+                record.fragment_id, record.member_count = fragment, 1
+            else:
+                assert self.layouts is not None
+                record = read_record(self.layouts, data, Place.LISTS)
+            self._windows[fragment] = record
+        self._dirty_windows.add(fragment)
+        return record
+
     def refresh_view(self, fragment: bytes) -> None:
         """Bring the head of a fragment's person up to date now: its masks changed."""
         person = self.person_of(fragment)
@@ -463,11 +566,14 @@ class State:
         return self.item(self.item_number(item_id)).item.attributes.get(name)
 
     def symbol(self, text: str) -> int:
-        """Return the number of a text, remembering what it stands for."""
+        """Return the number of a text, remembering what it stands for, `limits.symbols_max` of them at most."""
         number = self._symbols.get(text)
         if number is None:
             number = self._symbols[text] = symbol_of(text)
-            self.txn.put(u64(number), text.encode(), overwrite=False, db=self.tables["symbols"])
+            if self.head.symbols < self.compiled.configuration.limits.symbols_max:
+                self.head.symbols += self.txn.put(
+                    u64(number), text.encode(), overwrite=False, db=self.tables["symbols"]
+                )
         return number
 
     # ---- lists ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,20 @@ from typing import Any
 import lmdb
 import msgspec
 
+from tailorbird.engine.consent import DataType
 from tailorbird.engine.errors import Damaged, PreconditionFailed, ResourceExhausted, Unavailable
 from tailorbird.engine.resident import make_resident
 
 # py-lmdb ships two engines whose files differ; this one is recorded in `meta` and asked for by name.
 LMDB_ENGINE = 0
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 READERS_MAX = 2048
 
 TABLES = (
     "meta",
     "people",
     "fragments",
+    "windows",
     "edges",
     "links",
     "consents",
@@ -56,7 +58,9 @@ LIST_ROWS = 16  # plus the kind of the list; behind it the number of the chunk
 class Head(msgspec.Struct, array_like=True):
     """Where the state stands: written with every commit, read first by every decision.
 
-    `position` is the next log offset. The `*_end` fields are the next sequence of their change feed.
+    `position` is the next log offset. The `*_end` fields are the next sequence of their change feed. `warming` names the
+    features that are not backfilled yet; `newest_of_category` is the newest event time of each signal category; `currency` is
+    that of the first amount of money.
     """
 
     position: int = 0
@@ -74,6 +78,19 @@ class Head(msgspec.Struct, array_like=True):
     pending_end: int = 0
     generation: int = 0
     level_evidence: list[list[float]] = []
+    warming: list[str] = []
+    newest_of_category: list[int] = msgspec.field(default_factory=lambda: [0] * 8)
+    symbols: int = 0
+    currency: str = ""
+
+
+def stale_categories(head: Head, targets: Mapping[DataType, int], at: int) -> list[DataType]:
+    """Return the categories whose newest event is older, as of `at`, than its target in ms."""
+    return [
+        category
+        for category, target in targets.items()
+        if at - (head.newest_of_category[category] or -1 << 62) > target
+    ]
 
 
 _HEAD_DECODER = msgspec.msgpack.Decoder(Head)

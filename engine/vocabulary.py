@@ -14,7 +14,8 @@ from tailorbird.engine.consent import DataType
 
 
 class Kind(StrEnum):
-    """The kinds of property values. `item` is an item id; `products` a list of product lines."""
+    """The kinds of property values. `item` is an item id; `products` a list of product lines; `money` an amount in the
+    event's `currency`, in units of it, that sums convert."""
 
     STRING = "string"
     NUMBER = "number"
@@ -22,6 +23,7 @@ class Kind(StrEnum):
     BOOLEAN = "boolean"
     ITEM = "item"
     PRODUCTS = "products"
+    MONEY = "money"
 
 
 class ItemList(StrEnum):
@@ -40,6 +42,13 @@ class SignalType(msgspec.Struct, frozen=True):
     properties: dict[str, Kind]
     required: tuple[str, ...] = ()
     adds_to: ItemList | None = None
+    refunds: bool = False  # its amounts of money are taken back, whatever their sign
+    pushes: bool = False  # it brings values of features, computed elsewhere, and is no sign of life
+
+
+def push_type(category: DataType) -> str:
+    """Return the name of the signal type that brings values of a category's features."""
+    return f"{category.name.lower()}_features_pushed"
 
 
 # The fields of a product line, in `products` or, for events about one product, beside the event's own properties.
@@ -50,18 +59,18 @@ PRODUCT_FIELDS = {
     "category": Kind.STRING,
     "brand": Kind.STRING,
     "variant": Kind.STRING,
-    "price": Kind.NUMBER,
+    "price": Kind.MONEY,
     "quantity": Kind.INTEGER,
     "position": Kind.INTEGER,
     "coupon": Kind.STRING,
 }
 _ORDER_FIELDS = {
     "order_id": Kind.STRING,
-    "total": Kind.NUMBER,
-    "revenue": Kind.NUMBER,
-    "shipping": Kind.NUMBER,
-    "tax": Kind.NUMBER,
-    "discount": Kind.NUMBER,
+    "total": Kind.MONEY,
+    "revenue": Kind.MONEY,
+    "shipping": Kind.MONEY,
+    "tax": Kind.MONEY,
+    "discount": Kind.MONEY,
     "coupon": Kind.STRING,
     "currency": Kind.STRING,
     "products": Kind.PRODUCTS,
@@ -115,7 +124,7 @@ _TYPES = (
     SignalType("checkout_step_completed", _B, _CHECKOUT_FIELDS),
     SignalType("payment_info_entered", _B, _CHECKOUT_FIELDS),
     SignalType("coupon_entered", _B, {"coupon_id": Kind.STRING, "order_id": Kind.STRING}),
-    SignalType("coupon_applied", _B, {"coupon_id": Kind.STRING, "discount": Kind.NUMBER}),
+    SignalType("coupon_applied", _B, {"coupon_id": Kind.STRING, "discount": Kind.MONEY}),
     SignalType("product_shared", _B, {**PRODUCT_FIELDS, "share_via": Kind.STRING}, ("product_id",)),
     SignalType("items_shown", _B, {"placement": Kind.STRING, "products": Kind.PRODUCTS}, ("products",), ItemList.SHOWN),
     SignalType("recommendation_clicked", _B, {**PRODUCT_FIELDS, "decision_id": Kind.STRING}, ("product_id",)),
@@ -134,8 +143,8 @@ _TYPES = (
     ),
     SignalType("order_completed", _T, _ORDER_FIELDS, ("products",), ItemList.BOUGHT),
     SignalType("order_updated", _T, _ORDER_FIELDS),
-    SignalType("order_refunded", _T, _ORDER_FIELDS),
-    SignalType("order_cancelled", _T, _ORDER_FIELDS),
+    SignalType("order_refunded", _T, _ORDER_FIELDS, refunds=True),
+    SignalType("order_cancelled", _T, _ORDER_FIELDS, refunds=True),
     SignalType("product_added_to_wishlist", _P, {**PRODUCT_FIELDS, "wishlist_id": Kind.STRING}, ("product_id",)),
     SignalType("product_removed_from_wishlist", _P, {**PRODUCT_FIELDS, "wishlist_id": Kind.STRING}, ("product_id",)),
     SignalType(

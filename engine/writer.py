@@ -13,6 +13,7 @@ import msgspec
 
 from tailorbird.engine.admission import Admission
 from tailorbird.engine.applier import Applier
+from tailorbird.engine.compiled import compile_configuration
 from tailorbird.engine.consent import ConsentChoice
 from tailorbird.engine.errors import InternalError, PreconditionFailed, TailorbirdError, Unavailable
 from tailorbird.engine.facts import (
@@ -24,10 +25,12 @@ from tailorbird.engine.facts import (
     decode_fact,
     encode_fact,
 )
+from tailorbird.engine.features import refuse_changed
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.items import Item
 from tailorbird.engine.log import LocalLog
 from tailorbird.engine.signals import IngestReport, Outcome, Signal, Status
+from tailorbird.engine.state import stored_features
 from tailorbird.engine.store import Store, commit, map_full
 
 REPLAY_GROUP = 10_000
@@ -162,9 +165,12 @@ class Writer:
         return self._write(fill)
 
     def configure(self, text: str) -> int:
-        """Put a configuration text in force when it is another than the last."""
+        """Put a configuration text in force when it is another than the last. Raises `ConfigurationError` FEATURE_CHANGED."""
         with self.store.reading() as txn:
             head = self.store.read_head(txn)
+            if head.latest_event_time:
+                current, earlier = stored_features(self.store, txn, head)
+                refuse_changed(current, earlier, compile_configuration(text, 1, 1).features)
         return self.append(ConfigurationFact(head.configuration + 1, text))
 
     def _write(self, fill: Callable[[_Group], None]) -> int:

@@ -496,6 +496,11 @@ cdef class Record(RecordHeader):
         memcpy(record.dense, self.dense, self._layout.dense_bytes)
         return record
 
+    @property
+    def feature_count(self):
+        """How many features are present."""
+        return sum([int(self.presence__w[w]).bit_count() for w in range((self._layout.feature_count + 63) // 64)])
+
     def clear_features(self):
         """Make every feature absent; the header stays, but for the mark of saturation."""
         memset(self.presence__w, 0, (self._layout.feature_count + 63) // 64 * 8)
@@ -577,29 +582,38 @@ cdef class Record(RecordHeader):
         precision differ: a definition never changes.
         """
         cdef Record record = Record.__new__(Record, new_layout)
+        memcpy(record.header, self.header, sizeof(tb_header))
+        record.header.layout_version = new_layout.version
+        record.take(self, mapping)
+        return record
+
+    def take(self, Record other not None, const int32_t[::1] mapping not None):
+        """Replace features by those of a record of any layout, absent where they are absent there; the header stays.
+
+        `mapping` gives for each feature the one of `other`, or -1 for those that stay. RecordError as of `upgraded`.
+        """
         cdef const tb_feature* old
         cdef const tb_feature* new
         cdef Py_ssize_t f
-        if mapping.shape[0] != new_layout.feature_count:
-            raise RecordError("UPGRADE_MAPPING", f"expected {new_layout.feature_count} entries, got {mapping.shape[0]}")
-        memcpy(record.header, self.header, sizeof(tb_header))
-        record.header.layout_version = new_layout.version
-        for f in range(new_layout.feature_count):
+        if mapping.shape[0] != self._layout.feature_count:
+            raise RecordError("UPGRADE_MAPPING",
+                              f"expected {self._layout.feature_count} entries, got {mapping.shape[0]}")
+        for f in range(self._layout.feature_count):
             if mapping[f] == -1:
                 continue
-            if not 0 <= mapping[f] < self._layout.feature_count:
+            if not 0 <= mapping[f] < other._layout.feature_count:
                 raise RecordError("UPGRADE_MAPPING", f"feature {f}: expected an old feature of -1 to "
-                                  f"{self._layout.feature_count - 1}, got {mapping[f]}")
-            old = &self._layout.features[mapping[f]]
-            new = &new_layout.features[f]
+                                  f"{other._layout.feature_count - 1}, got {mapping[f]}")
+            old = &other._layout.features[mapping[f]]
+            new = &self._layout.features[f]
             if (old.op != new.op or old.half_life_ms != new.half_life_ms or old.hops.hop_ms != new.hops.hop_ms
                     or (old.k != new.k and (new.op == TB_DISTINCT or new.op == TB_WINDOW_DISTINCT))):
                 raise RecordError("UPGRADE_MAPPING", f"feature {f}: expected the op, half life, hop and precision of old "
                                   f"feature {mapping[f]}; give a changed definition a version of its own")
-            if self.presence__w[mapping[f] >> 6] >> (mapping[f] & 63) & 1:
-                tb_block_copy(new, record.dense + new.dense_offset, self.dense + old.dense_offset)
-                record.presence__w[f >> 6] |= <uint64_t>1 << (f & 63)
-        return record
+            self.presence__w[f >> 6] &= ~(<uint64_t>1 << (f & 63))
+            if other.presence__w[mapping[f] >> 6] >> (mapping[f] & 63) & 1:
+                tb_block_copy(new, self.dense + new.dense_offset, other.dense + old.dense_offset)
+                self.presence__w[f >> 6] |= <uint64_t>1 << (f & 63)
 
     cdef const uint8_t* _block(self, Py_ssize_t index) except? NULL:
         """The block, or NULL when absent."""

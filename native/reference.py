@@ -131,7 +131,7 @@ def distinct_estimate(packed: bytes) -> float:
     root = 1 - full
     tau = (1 - root - sum((1 - root ** (2.0**-n)) ** 2 * 2.0**-n for n in range(1, 60))) / 3 if 0 < full < 1 else 0.0
     z = m * sigma + sum(ranks.count(rank) * 2.0**-rank for rank in range(1, 15)) + m * tau * 2.0**-14
-    return m * m / (2 * math.log(2) * z)
+    return float(m * m / (2 * math.log(2) * z))
 
 
 def bin_key(value: float) -> int:

@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "items": ("items", "put items into the catalogue, or delete them"),
     "decide": ("decide", "what should this visitor see now?"),
     "profile": ("profile", "what is known about a person"),
+    "features": ("features", "what is declared, what people's features are, and filling late ones"),
     "consent": ("consent", "record a person's choice"),
     "link": ("link", "say that two identifiers are one person"),
     "split": ("split", "say that they are not, after all"),

@@ -21,7 +21,11 @@ OPEN = None
 # By the longest prefix of the method's path. What a key is not asked for tells nothing about anybody.
 RULES: dict[str, Scope | None] = {
     "/tailorbird.v1.CatalogService/": Scope.ADMIN,
+    "/tailorbird.v1.ConfigurationService/": Scope.ADMIN,
     "/tailorbird.v1.DecisionService/": Scope.DECIDE,
+    "/tailorbird.v1.FeatureService/BackfillFeatures": Scope.ADMIN,
+    "/tailorbird.v1.FeatureService/GetFeatures": Scope.PROFILE,
+    "/tailorbird.v1.FeatureService/PushFeatures": Scope.INGEST,
     "/tailorbird.v1.ProfileService/": Scope.PROFILE,
     "/tailorbird.v1.SignalService/": Scope.INGEST,
     "/grpc.health.v1.Health/": OPEN,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from grpc_health.v1 import health_pb2
 
+from tailorbird.engine.consent import DataType
 from tailorbird.engine.errors import NotFound
 from tailorbird.server.messages.wire import decode
 from tailorbird.server.transport import CallContext, HandlerTable, ServerStream, Unary
@@ -14,11 +16,20 @@ from tailorbird.server.transport import CallContext, HandlerTable, ServerStream,
 SERVICE = "grpc.health.v1.Health"
 
 
-class Health:
-    """The serving state of each service; the empty name stands for the whole server."""
+LOOK_AGAIN_S = 1.0
+FRESHNESS = "freshness."  # before a category of data: whether its newest event is as young as declared
 
-    def __init__(self, services: Iterable[str]) -> None:
-        self._services = frozenset({"", *services})
+
+class Health:
+    """The serving state of each service; the empty name stands for the whole server.
+
+    `freshness.behavioural` and the like are NOT_SERVING while `stale` tells of that category. They say nothing about calls:
+    stale data is served, and said to be stale.
+    """
+
+    def __init__(self, services: Iterable[str], stale: Callable[[], Sequence[DataType]] = tuple) -> None:
+        self._stale = stale
+        self._services = frozenset({"", *services, *(FRESHNESS + category.name.lower() for category in DataType)})
         self._serving = False
         self._changed = asyncio.Event()
 
@@ -36,11 +47,14 @@ class Health:
         request = decode(health_pb2.HealthCheckRequest, request_bytes)
         if request.service not in self._services:
             raise NotFound("UNKNOWN_SERVICE", f"expected a service of this server, got {request.service!r}")
-        return self._answer()
+        return self._answer(request.service)
 
-    def _answer(self) -> bytes:
+    def _answer(self, service: str) -> bytes:
         response = health_pb2.HealthCheckResponse
-        status = response.SERVING if self._serving else response.NOT_SERVING
+        serving = self._serving
+        if service.startswith(FRESHNESS):
+            serving = service not in {FRESHNESS + category.name.lower() for category in self._stale()}
+        status = response.SERVING if serving else response.NOT_SERVING
         return response(status=status).SerializeToString()
 
     async def _watch(self, request_bytes: bytes, context: CallContext) -> AsyncIterator[bytes]:
@@ -51,7 +65,12 @@ class Health:
                 status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
             ).SerializeToString()
             await asyncio.Event().wait()
+        told = b""
         while True:
             changed = self._changed
-            yield self._answer()
-            await changed.wait()
+            answer = self._answer(request.service)
+            if answer != told:
+                yield answer
+                told = answer
+            with contextlib.suppress(TimeoutError):  # what is stale only time tells
+                await asyncio.wait_for(changed.wait(), LOOK_AGAIN_S if request.service.startswith(FRESHNESS) else None)

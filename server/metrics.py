@@ -8,12 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tailorbird.engine import Engine
+from tailorbird.engine.consent import DataType
 from tailorbird.engine.errors import CallerError
+from tailorbird.engine.feature_table import FeatureTable
 from tailorbird.server.statuses import code_of
 from tailorbird.server.transport import (
     Bidirectional,
@@ -27,6 +30,41 @@ from tailorbird.server.transport import (
 
 # Seconds: a decision is tens of microseconds, a write milliseconds, a large batch or a stream longer.
 BUCKETS = (25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 5.0, 30.0)
+
+
+# Seconds: an event just taken in, up to a batch of last month.
+AGE_BUCKETS = (1.0, 10.0, 60.0, 600.0, 3_600.0, 6 * 3_600.0, 86_400.0, 2 * 86_400.0, 7 * 86_400.0, 30 * 86_400.0)
+
+
+class FeatureAges(Collector):
+    """How old the values were that features were read as, by category of data. Of unknown ages nothing is counted."""
+
+    def __init__(self) -> None:
+        self._limits = np.array(AGE_BUCKETS) * 1_000.0
+        self._counts = {category: np.zeros(len(AGE_BUCKETS) + 1, np.int64) for category in DataType}
+        self._sums = dict.fromkeys(DataType, 0.0)
+
+    def observe(self, table: FeatureTable) -> None:
+        """Count a table that was read."""
+        places = np.searchsorted(self._limits, table.ages_ms)
+        known = table.ages_ms >= 0
+        for column, categories in enumerate(table.categories):
+            counts = np.bincount(places[known[:, column], column], minlength=len(AGE_BUCKETS) + 1)
+            total = float(table.ages_ms[known[:, column], column].sum()) / 1e3
+            for category in categories:
+                self._counts[category] += counts
+                self._sums[category] += total
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the histogram."""
+        family = HistogramMetricFamily(
+            "tailorbird_feature_age_seconds", "Age of feature values when they were read.", labels=["category"]
+        )
+        bounds = [*(str(limit) for limit in AGE_BUCKETS), "+Inf"]
+        for category, counts in self._counts.items():
+            buckets = list(zip(bounds, np.cumsum(counts).tolist(), strict=True))
+            family.add_metric([category.name.lower()], buckets, self._sums[category])
+        yield family
 
 
 class EngineCollector(Collector):
@@ -52,6 +90,20 @@ class EngineCollector(Collector):
             "Servings forgotten because they could not be written.",
             engine.servings_dropped_count,
         )
+        ages = GaugeMetricFamily(
+            "tailorbird_category_age_seconds", "Since the newest event of each category of data.", labels=["category"]
+        )
+        stale = GaugeMetricFamily(
+            "tailorbird_category_stale", "1 where that is more than its declared freshness.", labels=["category"]
+        )
+        past = engine.stale_categories()
+        for category, age in engine.category_ages_ms().items():
+            name = category.name.lower()
+            if age >= 0:
+                ages.add_metric([name], age / 1e3)
+            stale.add_metric([name], float(category in past))
+        yield ages
+        yield stale
 
 
 class Metrics:
@@ -69,7 +121,9 @@ class Metrics:
             registry=self.registry,
             buckets=BUCKETS,
         )
+        self.feature_ages = FeatureAges()
         self.registry.register(EngineCollector(engine))
+        self.registry.register(self.feature_ages)
         self._stop: Callable[[], None] | None = None
 
     def serve(self, address: str) -> int:

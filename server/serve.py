@@ -50,17 +50,16 @@ class Service:
         self.asks_for_keys = bool(keys.read())
         self._address = checked_address(options.listen, insecure=options.insecure_listen or self.asks_for_keys)
         self._writer = GroupWriter(engine, options.limits.pending_write_bytes_max)
-        self._health = Health(SERVICES)
+        self._health = Health(SERVICES, engine.stale_categories)
+        self._metrics = Metrics(engine) if options.metrics else None
         table: HandlerTable = {
-            **build_table(engine, self._writer),
+            **build_table(engine, self._writer, self._metrics.feature_ages.observe if self._metrics else None),
             **self._health.table(),
             **reflection_table((*SERVICES, health_service.SERVICE)),
         }
         if self.asks_for_keys:
             table = guarded(table, Gate(keys, options.tenant))
-        self._metrics: Metrics | None = None
-        if options.metrics:
-            self._metrics = Metrics(engine)
+        if self._metrics is not None:
             self._metrics_address = checked_address(
                 options.metrics, insecure=options.insecure_listen, option="--metrics"
             )

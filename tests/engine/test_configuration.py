@@ -66,7 +66,7 @@ def test_an_unknown_field_that_is_like_none_is_answered_with_those_there_are() -
         ("limits: {map_bytes: 1GB}", "expected `int`, got `str`", "$.limits.map_bytes"),
         ("limits: {event_age_max: 20}", "expected `str`, got `int`", "$.limits.event_age_max"),
         ("features: {views: count}", "expected `array`, got `object`", "$.features"),
-        ("features: [{name: a, signal: page_viewed}]", "missing required field `aggregate`", "$.features[0]"),
+        ("features: [{aggregate: count, signal: page_viewed}]", "missing required field `name`", "$.features[0]"),
         (placement("k: ten"), "expected `int`, got `str`", "$.placements[0].k"),
         (placement("k: 2.5"), "expected `int`, got `float`", "$.placements[0].k"),
         (placement("require_stock: 1"), "expected `bool`, got `int`", "$.placements[0].require_stock"),

@@ -76,7 +76,7 @@ def apply(engine: Engine, *signals: Signal) -> None:
 @pytest.mark.parametrize(
     ("declaration", "reason", "said"),
     [
-        ("signal: page_viewed, aggregate: average(total)", "UNKNOWN_AGGREGATE", "count, sum, last, time_since"),
+        ("signal: page_viewed, aggregate: average(total)", "UNKNOWN_AGGREGATE", "count, sum, mean, min, max"),
         ("signal: product_viewed, aggregate: sum(prise)", "UNKNOWN_PROPERTY", "'prise'"),
         ("signal: product_viewed, aggregate: last(item.colour)", "UNKNOWN_ATTRIBUTE", "['category', 'brand']"),
         ("signal: page_viewed, aggregate: sum(name)", "BAD_AGGREGATE", "kind number for sum, got name (symbol)"),
@@ -117,7 +117,7 @@ def test_a_head_too_large_names_what_takes_the_room() -> None:
     assert "at most 1900 bytes" in error.message
     assert "f0 528" in error.message
     assert "f4 16" in error.message
-    assert "lower k or drop features" in error.message
+    assert "lower k, or keep some with `store: lists`" in error.message
 
 
 # ---- every aggregate -------------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ AFTER = (
 )
 
 
-def test_an_added_feature_leaves_the_others_and_is_missing_not_zero(tmp_path: Path) -> None:
+def test_an_added_feature_leaves_the_others_and_warms_until_it_is_backfilled(tmp_path: Path) -> None:
     with open_shop(tmp_path, BEFORE) as engine:
         apply(engine, *(signal(f"{v}{n}", who={"anonymous_id": v}) for v in ("v1", "v2") for n in range(3)))
     with open_shop(tmp_path, AFTER) as engine:
@@ -326,9 +326,11 @@ def test_an_added_feature_leaves_the_others_and_is_missing_not_zero(tmp_path: Pa
             assert feature(engine, "f0", visitor=visitor).value == 3.0
             assert feature(engine, "f1", visitor=visitor).value == (("mug", 0.0),)
             new = feature(engine, "pages", visitor=visitor)
-            assert (new.value, new.status) == (None, FeatureStatus.MISSING)
+            assert (new.value, new.status) == (None, FeatureStatus.WARMING)
         # v1's record is written in the new layout, v2's stays as it was; both are read.
         apply(engine, signal("p", "page_viewed"), signal("v"))
+        assert [feature(engine, name).value for name in ("f0", "pages")] == [4.0, None]
+        engine.backfill()
         assert [feature(engine, name).value for name in ("f0", "pages")] == [4.0, 1.0]
         assert feature(engine, "f0", visitor="v2").value == 3.0
     assert_replays_to_the_same(tmp_path)
@@ -337,17 +339,20 @@ def test_an_added_feature_leaves_the_others_and_is_missing_not_zero(tmp_path: Pa
         assert feature(engine, "f0", visitor="v2").value == 3.0
 
 
-def test_a_feature_declared_anew_starts_over_and_a_removed_one_is_gone(tmp_path: Path) -> None:
+def test_a_feature_of_another_version_is_another_and_a_removed_one_is_gone(tmp_path: Path) -> None:
     one = features("signal: product_viewed, aggregate: count", "signal: page_viewed, aggregate: count")
-    other = features('signal: product_viewed, aggregate: "decayed_count(half_life=1d)"')
+    other = features('version: 2, signal: product_viewed, aggregate: "decayed_count(half_life=1d)"')
     with open_shop(tmp_path, one) as engine:
         apply(engine, signal("a"), signal("b", "page_viewed"))
     with open_shop(tmp_path, other) as engine:
-        assert [f.status for f in engine.profile({"anonymous_id": "v1"}).features] == [FeatureStatus.MISSING]
+        assert [f.status for f in engine.profile({"anonymous_id": "v1"}).features] == [FeatureStatus.WARMING]
         apply(engine, signal("c"))
-        assert feature(engine, "f0").value == 1.0
+        engine.backfill()
+        assert feature(engine, "f0").value == 2.0
     with open_shop(tmp_path, one) as engine:
-        assert feature(engine, "f0").status is FeatureStatus.MISSING
+        assert feature(engine, "f0").status is FeatureStatus.WARMING
+        engine.backfill()
+        assert feature(engine, "f0").value == 2.0
     assert_replays_to_the_same(tmp_path)
 
 
@@ -360,7 +365,9 @@ def test_people_met_under_three_layouts_can_be_joined_and_split(tmp_path: Path) 
         engine.link(("anonymous_id", "d0"), ("user_id", "u"))
         engine.link(("anonymous_id", "d1"), ("user_id", "u"))
         engine.link(("anonymous_id", "d2"), ("user_id", "u"))
-        assert [feature(engine, f"f{n}", visitor="d0").value for n in range(3)] == [3.0, 2.0, 1.0]
+        assert [feature(engine, f"f{n}", visitor="d0").value for n in range(3)] == [3.0, None, None]
+        engine.backfill()
+        assert [feature(engine, f"f{n}", visitor="d0").value for n in range(3)] == [3.0, 3.0, 3.0]
         engine.split(("anonymous_id", "d0"), ("user_id", "u"))
         assert feature(engine, "f0", visitor="d0").value == 1.0
         assert feature(engine, "f0", visitor="d2").value == 2.0
@@ -380,6 +387,6 @@ def test_a_configuration_that_stores_alike_keeps_its_layout(tmp_path: Path) -> N
         apply(engine, signal("b"))
         assert stored_layouts(engine) == (2, 1)
         assert feature(engine, "behavioural").value == 2.0
-    with open_shop(tmp_path, ONE_OF_EACH.replace("last(rating)", "count")) as engine:
+    with open_shop(tmp_path, ONE_OF_EACH.replace("aggregate: last(rating)", "version: 2, aggregate: count")) as engine:
         assert stored_layouts(engine) == (3, 3)
         assert feature(engine, "behavioural").value == 2.0

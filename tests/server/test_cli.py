@@ -225,6 +225,28 @@ def test_snapshot_and_replay_tell_one_hash(in_shop: Path, capsys: pytest.Capture
     assert replayed.endswith("equal\n")
 
 
+def test_late_features_are_listed_backfilled_and_shown(in_shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("signals.jsonl").write_text("\n".join(line(message_id=f"m{n}") for n in range(5)))
+    said(capsys, "ingest", "signals.jsonl")
+    configuration = in_shop / "tailorbird.yaml"
+    late = "  - {name: week, signal: order_completed, aggregate: count, window: 7d, description: Orders of late}\n"
+    configuration.write_text(configuration.read_text().replace("placements:", late + "placements:"))
+    listed = said(capsys, "features", "list")
+    assert "Orders of late: how many events, in the last 7d (hops of 1d)" in listed
+    assert "| week | Orders of late: how many" in said(capsys, "features", "docs")
+    said(capsys, "snapshot")  # the first to write puts the new configuration in force
+    asked = ("features", "get", "user_id=u1", "user_id=u2", "--at", "latest")
+    assert ["week", "warming"] in [text.split() for text in said(capsys, *asked).splitlines()]
+    assert said(capsys, "features", "backfill") == "backfilled week\n"
+    assert said(capsys, "features", "backfill") == "nothing is warming\n"
+    shown = [json.loads(text) for text in said(capsys, *asked, "--feature", "week", "--json").splitlines()]
+    assert shown == [
+        {"person": "u1", "known": True, "features": {"week": ["fresh", 5.0]}},
+        {"person": "u2", "known": False, "features": {"week": ["missing", None]}},
+    ]
+    assert "BAD_ARGUMENT" in said(capsys, "features", "get", "user_id=u1", "email=a@b.com", code=2)
+
+
 def test_models_are_trained_from_the_log(in_shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     baskets = [line(message_id=f"m{n}", identifiers={"user_id": f"u{n}"}) for n in range(5)]
     Path("signals.jsonl").write_text("\n".join(baskets))

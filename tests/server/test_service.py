@@ -497,7 +497,9 @@ def test_reflection_lists_every_service_and_describes_it(running: Running) -> No
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         "tailorbird.v1.CatalogService",
+        "tailorbird.v1.ConfigurationService",
         "tailorbird.v1.DecisionService",
+        "tailorbird.v1.FeatureService",
         "tailorbird.v1.ProfileService",
         "tailorbird.v1.SignalService",
     ]

@@ -1,0 +1,273 @@
+"""Named features of many people at one moment, read from the records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+
+from tailorbird.engine.consent import ALL_BITS, DataType, permitted
+from tailorbird.engine.errors import NotFound
+from tailorbird.engine.evidence import Evidence
+from tailorbird.engine.features import Feature, FeatureSet, Place
+from tailorbird.engine.profile import FeatureStatus
+from tailorbird.engine.state import damaged_record, packed_head, read_record, read_windows, seek_head
+from tailorbird.engine.store import Store, u64
+from tailorbird.native import record
+from tailorbird.native.feature_rows import FeatureColumns, FeatureRows
+from tailorbird.native.record import Record, RecordError, RecordLayout, RecordView, stored_layout_version
+from tailorbird.native.scoring import ItemTable
+
+# What a formula says where one of its inputs does not speak: the first of these that any input has.
+_GRAVEST = (FeatureStatus.MASKED, FeatureStatus.WARMING, FeatureStatus.STALE, FeatureStatus.MISSING)
+SPEAKING = (FeatureStatus.FRESH, FeatureStatus.DEFAULTED)
+
+Weighted = tuple[tuple[str, float], ...]
+Symbols = Callable[[int], str]
+
+
+class FeatureTable(NamedTuple):
+    """Features of people at `at`, read at log `position`: a row per person, a column per name, in the order asked for.
+
+    `values` float64, NaN where the status is neither FRESH nor DEFAULTED and where the feature is no number: those are in
+    `texts` and `weighted` by name, None where they do not speak. `statuses` are numbers of `FeatureStatus`; `ages_ms` int64,
+    -1 where unknown. `categories` are the kinds of data each feature draws on, `known` tells who is.
+    """
+
+    names: tuple[str, ...]
+    categories: tuple[tuple[DataType, ...], ...]
+    values: npt.NDArray[np.float64]
+    statuses: npt.NDArray[np.uint8]
+    ages_ms: npt.NDArray[np.int64]
+    texts: Mapping[str, list[str | None]]
+    weighted: Mapping[str, list[Weighted | None]]
+    known: npt.NDArray[np.bool_]
+    at: int
+    position: int
+
+    @property
+    def completeness(self) -> npt.NDArray[np.float64]:
+        """The share of the features that are fresh, 0 to 1: [person]."""
+        if not self.names:
+            return np.ones(len(self.known))
+        return np.asarray(np.mean(self.statuses == FeatureStatus.FRESH, axis=1), np.float64)
+
+    def column(self, name: str) -> npt.NDArray[np.float64]:
+        """Return the values of one feature: [person]."""
+        return self.values[:, self.names.index(name)]
+
+
+class Source(NamedTuple):
+    """What one kind of record brings to a table: the native columns, and (feature, its index, column) of those that are no
+    numbers."""
+
+    columns: FeatureColumns
+    others: tuple[tuple[Feature, int, int], ...]
+
+
+class TablePlan:
+    """The columns of a table of the named features, all where none is named. Raises `NotFound` UNKNOWN_FEATURE.
+
+    What formulas read has columns too, behind those that were asked for.
+    """
+
+    def __init__(self, features: FeatureSet, names: Sequence[str]) -> None:
+        self.features = features
+        self.names = tuple(dict.fromkeys(names)) or tuple(features.by_name)
+        asked = [_find(features, name) for name in self.names]
+        self.categories = tuple(feature.categories for feature in asked)
+        self.columns = {feature.name: column for column, feature in enumerate(asked)}
+        self.derived = _needed(features, asked)
+        for feature in self.derived:
+            assert feature.formula is not None
+            for read in (*feature.formula.names, feature.name):
+                self.columns.setdefault(read, len(self.columns))
+        self.texts = tuple(f.name for f in asked if not f.is_number and f.op not in (record.TOP_K, record.LAST_K))
+        self.weighted = tuple(f.name for f in asked if f.op in (record.TOP_K, record.LAST_K))
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The features that are read from records, in the order of their columns."""
+        return tuple(name for name in self.columns if self.features.by_name[name].place is not Place.DERIVED)
+
+    def source(self, layout: RecordLayout, index: Mapping[str, int]) -> Source:
+        """Return what a record of `layout` brings, where `index` says which of its features each name is."""
+        chosen = [
+            (self.features.by_name[name], index[name], column) for name, column in self.columns.items() if name in index
+        ]
+        columns = FeatureColumns(
+            layout,
+            np.array([place for _, place, _ in chosen], np.int32),
+            np.array([column for *_, column in chosen], np.int32),
+            np.array([feature.is_number for feature, *_ in chosen], np.uint8),
+        )
+        others = [(feature, place, column) for feature, place, column in chosen if not feature.is_number]
+        return Source(columns, tuple(other for other in others if other[2] < len(self.names)))
+
+
+class TableRows:
+    """A table on its way: `fill` each row from each source, then `table`."""
+
+    def __init__(self, plan: TablePlan, count: int, symbols: Symbols, items: ItemTable) -> None:
+        self._plan = plan
+        self._symbols = symbols
+        self._items = items
+        width = len(plan.columns)
+        self.values = np.empty((count, width))
+        self.statuses = np.empty((count, width), np.uint8)
+        self.ages = np.empty((count, width), np.int64)
+        self.known = np.zeros(count, np.bool_)
+        self._rows = FeatureRows(self.values, self.statuses, self.ages)
+        self._texts: dict[str, list[str | None]] = {name: [None] * count for name in plan.texts}
+        self._weighted: dict[str, list[Weighted | None]] = {name: [None] * count for name in plan.weighted}
+
+    def fill(self, row: int, view: RecordView, source: Source, at: int, mask: int) -> None:
+        """Write what a loaded record says at `at` under `mask`."""
+        self._rows.read(row, view, source.columns, at, mask)
+        for feature, index, column in source.others:
+            if self.statuses[row, column] != FeatureStatus.FRESH:
+                continue
+            if feature.name in self._texts:
+                symbol = view.symbol(index, at, mask)
+                self._texts[feature.name][row] = None if symbol is None else self._symbols(symbol)
+            else:
+                self._weighted[feature.name][row] = self._keys(view, feature, index, at, mask)
+
+    def _keys(self, view: RecordView, feature: Feature, index: int, at: int, mask: int) -> Weighted:
+        """Return the keys of a top-k with their weights, heaviest first, or the items of a last-k with their ages in s."""
+        if feature.op == record.TOP_K:
+            keys, weights = np.zeros(record.TOP_K_MAX, np.uint64), np.zeros(record.TOP_K_MAX, np.float32)
+            n = view.top(index, at, mask, keys, weights)
+            return tuple((self._symbols(int(keys[i])), float(weights[i])) for i in range(n))
+        items, times = np.zeros(record.LAST_K_MAX, np.uint32), np.zeros(record.LAST_K_MAX, np.int64)
+        n = view.recent(index, at, mask, items, times)
+        return tuple((self._items.id(int(items[i])), (at - int(times[i])) / 1000) for i in range(n))
+
+    def table(self, at: int, position: int) -> FeatureTable:
+        """Compute what is derived and return the table."""
+        plan, asked = self._plan, len(self._plan.names)
+        for feature in plan.derived:
+            self._derive(feature)
+        values, statuses, ages = self.values, self.statuses, self.ages
+        if asked < len(plan.columns):
+            values, statuses, ages = values[:, :asked], statuses[:, :asked], ages[:, :asked]
+        return FeatureTable(
+            names=plan.names,
+            categories=plan.categories,
+            values=values,
+            statuses=statuses,
+            ages_ms=ages,
+            texts=self._texts,
+            weighted=self._weighted,
+            known=self.known,
+            at=at,
+            position=position,
+        )
+
+    def _derive(self, feature: Feature) -> None:
+        assert feature.formula is not None
+        columns = self._plan.columns
+        column, reads = columns[feature.name], [columns[name] for name in feature.formula.names]
+        result = feature.formula.values({name: self.values[:, columns[name]] for name in feature.formula.names})
+        result = np.broadcast_to(result, len(self.values))
+        status = np.where(np.isnan(result), np.uint8(FeatureStatus.MISSING), np.uint8(FeatureStatus.FRESH))
+        for reason in reversed(_GRAVEST):
+            status[(self.statuses[:, reads] == reason).any(axis=1)] = reason
+        if not np.isnan(feature.default):
+            open_to_default = (status != FeatureStatus.FRESH) & (status != FeatureStatus.MASKED)
+            result = np.where(open_to_default, feature.default, result)
+            status[open_to_default] = FeatureStatus.DEFAULTED
+        self.values[:, column] = np.where(np.isin(status, SPEAKING), result, np.nan)
+        self.statuses[:, column] = status
+        # A result is as old as the oldest thing it rests on.
+        ages = self.ages[:, reads]
+        unknown = (ages < 0).any(axis=1) | (status == FeatureStatus.MASKED)
+        self.ages[:, column] = np.where(unknown, -1, ages.max(axis=1, initial=-1))
+
+
+class FeatureReader:
+    """Reads some features, asked for by name, from the state under one configuration. Raises `NotFound` UNKNOWN_FEATURE."""
+
+    def __init__(self, features: FeatureSet, names: Sequence[str]) -> None:
+        self.plan = TablePlan(features, names)
+        self._set = features
+        self._head = self.plan.source(features.layout, features.index)
+        lists = {feature.name: feature.index for feature in features.kept(Place.LISTS)}
+        self._lists = self.plan.source(features.lists_layout, lists)
+        self._view, self._lists_view = RecordView(), RecordView()
+        self._empty = Record(features.layout).pack()
+        self._empty_lists = Record(features.lists_layout).pack()
+
+    def read(
+        self,
+        store: Store,
+        txn: lmdb.Transaction[Any],
+        evidence: Evidence,
+        keys: Sequence[bytes],
+        at: int,
+    ) -> FeatureTable:
+        """Return the features of the people whom anchor keys belong to; an empty key is nobody's."""
+        layouts = evidence.layouts
+        assert layouts is not None
+        rows = TableRows(self.plan, len(keys), symbols_of(store, txn), evidence.catalogue.items)
+        cursor = txn.cursor(db=store.tables["people"])
+        view, jurisdiction = self._view, layouts.current.configuration.jurisdiction
+        layout, version, from_lists = self._set.layout, self._set.layout.version, len(self._lists.columns) > 0
+        head, known, fill = self._head, rows.known, rows.fill
+        for row, key in enumerate(keys):
+            found = seek_head(cursor, key) if key else None
+            if found is not None:
+                known[row] = True
+                data = packed_head(found[1])
+                if stored_layout_version(data) != version:
+                    data = read_record(layouts, data).pack()
+                load_view(view, layout, data)
+                mask = permitted(view.granted, view.denied, view.restricted, jurisdiction)
+            else:  # Of a stranger nothing is there that could be masked.
+                view.load(layout, self._empty)
+                mask = ALL_BITS
+            fill(row, view, head, at, mask)
+            if from_lists:
+                packed = read_windows(store, txn, layouts, found[1]) if found is not None else None
+                load_view(self._lists_view, self._set.lists_layout, packed if packed is not None else self._empty_lists)
+                fill(row, self._lists_view, self._lists, at, mask)
+        return rows.table(at, evidence.head.position)
+
+
+def symbols_of(store: Store, txn: lmdb.Transaction[Any]) -> Symbols:
+    """Return what gives the texts of symbols."""
+
+    def text_of(symbol: int) -> str:
+        raw = txn.get(u64(symbol), db=store.tables["symbols"])
+        return bytes(raw).decode() if raw is not None else f"#{symbol:x}"
+
+    return text_of
+
+
+def load_view(view: RecordView, layout: RecordLayout, data: bytes) -> None:
+    """Load a stored record. Raises `Damaged` DAMAGED_RECORD."""
+    try:
+        view.load(layout, data)
+    except RecordError as error:
+        raise damaged_record(error) from error
+
+
+def _find(features: FeatureSet, name: str) -> Feature:
+    feature = features.by_name.get(name)
+    if feature is None:
+        known = ", ".join(features.by_name) or "none; declare one under `features:`"
+        raise NotFound("UNKNOWN_FEATURE", f"expected a feature of {known}; got {name!r:.100}")
+    return feature
+
+
+def _needed(features: FeatureSet, asked: Sequence[Feature]) -> list[Feature]:
+    """Return the derived features that the asked ones are or rest on, each after those it reads."""
+    needed = {feature.name for feature in asked}
+    for name in reversed(features.derived_order):
+        formula = features.by_name[name].formula
+        if name in needed and formula is not None:
+            needed.update(formula.names)
+    return [features.by_name[name] for name in features.derived_order if name in needed]
