@@ -47,6 +47,7 @@ from tailorbird.engine.signals import IngestReport, Signal
 from tailorbird.engine.state import Layouts, read_layouts
 from tailorbird.engine.store import Head, Store, stale_categories
 from tailorbird.engine.training import train_cooccurrence
+from tailorbird.engine.training_set import training_set
 from tailorbird.engine.writer import Writer
 
 SERVINGS_QUEUED_MAX = 10_000
@@ -559,6 +560,31 @@ class Engine:
                 return self._reader(names).read(self._store, txn, evidence, keys, at or self._clock())
             finally:
                 txn.abort()
+
+    def training_set(
+        self, namespace: str, values: Sequence[str], times: Sequence[int], features: Sequence[str] = ()
+    ) -> FeatureTable:
+        """Return the features of people just before the times (ms) beside them, with nothing of what came later.
+
+        Read from the log, under what consent permits for training. Raises as `get_features`, and `PreconditionFailed`
+        LOG_TRUNCATED.
+        """
+        if len(values) != len(times):
+            raise CallerError("BAD_TABLE", f"expected a time for each of {len(values)} people, got {len(times)}")
+        keys = self._keys_of(namespace, values)
+        log = LocalLog.open(self.directory.log, read_only=True)
+        try:
+            if log.start > 0:
+                raise PreconditionFailed(
+                    "LOG_TRUNCATED",
+                    f"expected the whole log, got one from offset {log.start} on; restore older segments",
+                )
+            with self._reading, self._store.reading() as txn:
+                position = self._evidence.follow(txn).position
+                records = log.read(0, position)
+                return training_set(self._store, txn, self._evidence, records, keys, times, features)
+        finally:
+            log.close()
 
     def _reader(self, names: tuple[str, ...]) -> FeatureReader:
         """Return what reads these features under the configuration in force."""

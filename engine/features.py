@@ -631,9 +631,17 @@ def _program(
     )
 
 
-def history_layout(features: FeatureSet, names: Sequence[str]) -> record.RecordLayout:
-    """Return the layout of records that hold the named features alone, wherever they are kept."""
-    return layout_of([features.by_name[name] for name in names], None, 1)
+def history_layout(features: FeatureSet, names: Sequence[str], purpose: Purpose | None = None) -> record.RecordLayout:
+    """Return the layout of records that hold the named features alone, wherever they are kept.
+
+    With a `purpose`, events count and values are read only where consent covers it, not personalisation.
+    """
+    named = [features.by_name[name] for name in names]
+    if purpose is not None:
+        for place, feature in enumerate(named):
+            required = sum(bit(category, purpose) for category in feature.categories)
+            named[place] = replace(feature, required=required, admit=feature.admit | required)
+    return layout_of(named, None, 1)
 
 
 def history_programs(
