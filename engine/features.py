@@ -353,7 +353,7 @@ def _compile(
     value_kind, is_money = _value_kind(aggregate, declaration, configuration, types, where)
     if aggregate.name == "last_k" and value_kind is ValueKind.SYMBOL:
         raise ConfigurationError("BAD_AGGREGATE", f"expected last_k of an item id such as product_id, in {where}")
-    if aggregate.name == "decayed_top_k" and value_kind is ValueKind.ITEM:
+    if aggregate.name in ("decayed_top_k", "distinct") and value_kind is ValueKind.ITEM:
         value_kind = ValueKind.SYMBOL
     if value_kind not in kind.kinds:
         expected = " or ".join(sorted(k.value for k in kind.kinds))
@@ -582,6 +582,11 @@ def _value_kind(
             f"{sorted(k.value for k in kinds) if len(kinds) > 1 else ['money', 'number']}",
         )
     return kinds.pop(), money.pop()
+
+
+def is_money_in(types: Mapping[str, SignalType], signals: Sequence[str], reads: str) -> bool:
+    """Return whether a field is an amount of money in signals that all declare it alike."""
+    return any((types[name].properties.get(reads) or PRODUCT_FIELDS.get(reads)) is Kind.MONEY for name in signals)
 
 
 def _folds(
