@@ -597,6 +597,11 @@ class Engine:
             found = self._readers[names] = layouts, FeatureReader(layouts.current.features, names)
         return found[1]
 
+    @property
+    def currency(self) -> str:
+        """The currency that sums of money are kept in: as declared, else that of the first amount; empty before it."""
+        return self.configuration.money.currency or self._refreshed().currency
+
     def warming_features(self) -> tuple[str, ...]:
         """Return the features that were declared late and not backfilled yet."""
         return tuple(sorted(self._refreshed().warming))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tailorbird.engine.errors import CallerError, PreconditionFailed
+from tailorbird.engine.feature_table import FeatureTable
+from tailorbird.engine.profile import FeatureStatus
 
 ENGINES = ("duckdb", "spark")
 
@@ -72,6 +75,24 @@ def read_table(path: Path) -> Any:
         return reader(path)
     except (OSError, pa.ArrowException) as error:
         raise CallerError("BAD_FILE", f"expected a readable {suffixes[-1][1:]} file, got {path}: {error}") from None
+
+
+def table_columns(table: FeatureTable) -> dict[str, Any]:
+    """Return a table of features as columns for Arrow: of each its value, null where nothing speaks, and `NAME__status`."""
+    columns: dict[str, Any] = {}
+    statuses = [status.name.lower() for status in FeatureStatus]
+    for index, name in enumerate(table.names):
+        if name in table.texts:
+            columns[name] = table.texts[name]
+        elif name in table.weighted:
+            columns[name] = [None if keys is None else [key for key, _ in keys] for keys in table.weighted[name]]
+            columns[f"{name}__weights"] = [
+                None if keys is None else [weight for _, weight in keys] for keys in table.weighted[name]
+            ]
+        else:
+            columns[name] = [None if math.isnan(value) else value for value in table.values[:, index].tolist()]
+        columns[f"{name}__status"] = [statuses[status] for status in table.statuses[:, index].tolist()]
+    return columns
 
 
 def write_parquet(columns: dict[str, Any], path: Path) -> None:
