@@ -42,6 +42,8 @@ from tailorbird.engine.profile import Profile
 from tailorbird.engine.profiles import read_profile
 from tailorbird.engine.pushes import PushedRow, by_row, pushed_signals
 from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision, PageRequest
+from tailorbird.engine.score_model import ROLE, write_score
+from tailorbird.engine.score_training import train_score
 from tailorbird.engine.servings import Serving, Servings
 from tailorbird.engine.signals import IngestReport, Signal
 from tailorbird.engine.state import Layouts, read_layouts
@@ -408,6 +410,34 @@ class Engine:
             file, checksum, built_at, summary = train_cooccurrence(self._log, self._store, self.directory.models)
             self.writer.append(ModelFact("cooccurrence", file, built_at, checksum))
             return summary
+
+    def train_score(
+        self, feature: str, namespace: str, values: Sequence[str], times: Sequence[int], labels: Sequence[int]
+    ) -> dict[str, float]:
+        """Train the score of a feature with `learned_from` on what was known of people just before the times (ms) and on 0 or
+        1 for each, publish it, and return what it is.
+
+        Raises as `training_set`, `NotFound` UNKNOWN_FEATURE, `CallerError` NOT_LEARNED, BAD_LABELS, `PreconditionFailed`
+        MISSING_EXTRA.
+        """
+        with self._reading, self._store.reading() as txn:
+            self._evidence.follow(txn)
+            layouts = self._evidence.layouts
+        assert layouts is not None
+        features = layouts.current.features
+        learned = features.by_name.get(feature)
+        if learned is None:
+            raise NotFound("UNKNOWN_FEATURE", f"expected a declared feature, got {feature!r:.100}")
+        if not learned.learned_from:
+            raise CallerError("NOT_LEARNED", f"expected a feature with `learned_from`, got {feature!r}")
+        if len(labels) != len(values):
+            raise CallerError("BAD_LABELS", f"expected a label for each of {len(values)} people, got {len(labels)}")
+        table = self.training_set(namespace, values, times, learned.learned_from)
+        score = train_score(feature, features, table, labels, table.position)
+        with self._turn:
+            path, checksum = write_score(self.directory.models, score)
+            self.writer.append(ModelFact(ROLE + feature, path.name, score.built_at, checksum))
+        return score.report
 
     def snapshot(self) -> Path:
         """Copy the state as of now into `snapshots/`; return the folder."""

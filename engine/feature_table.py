@@ -14,6 +14,7 @@ from tailorbird.engine.errors import NotFound
 from tailorbird.engine.evidence import Evidence
 from tailorbird.engine.features import Feature, FeatureSet, Place
 from tailorbird.engine.profile import FeatureStatus
+from tailorbird.engine.score_model import ScoreModel
 from tailorbird.engine.state import damaged_record, packed_head, read_record, read_windows, seek_head
 from tailorbird.engine.store import Store, u64
 from tailorbird.native import record
@@ -82,10 +83,9 @@ class TablePlan:
         self.columns = {feature.name: column for column, feature in enumerate(asked)}
         self.derived = _needed(features, asked)
         for feature in self.derived:
-            assert feature.formula is not None
-            for read in (*feature.formula.names, feature.name):
+            for read in (*feature.reads, feature.name):
                 self.columns.setdefault(read, len(self.columns))
-        self.texts = tuple(f.name for f in asked if not f.is_number and f.op not in (record.TOP_K, record.LAST_K))
+        self.texts = tuple(name for name in self.columns if _is_text(features.by_name[name]))
         self.weighted = tuple(f.name for f in asked if f.op in (record.TOP_K, record.LAST_K))
 
     @property
@@ -105,14 +105,17 @@ class TablePlan:
             np.array([feature.is_number for feature, *_ in chosen], np.uint8),
         )
         others = [(feature, place, column) for feature, place, column in chosen if not feature.is_number]
-        return Source(columns, tuple(other for other in others if other[2] < len(self.names)))
+        return Source(columns, tuple(others))
 
 
 class TableRows:
     """A table on its way: `fill` each row from each source, then `table`."""
 
-    def __init__(self, plan: TablePlan, count: int, symbols: Symbols, items: ItemTable) -> None:
+    def __init__(
+        self, plan: TablePlan, count: int, symbols: Symbols, items: ItemTable, scores: Mapping[str, ScoreModel]
+    ) -> None:
         self._plan = plan
+        self._scores = scores
         self._symbols = symbols
         self._items = items
         width = len(plan.columns)
@@ -160,7 +163,9 @@ class TableRows:
             values=values,
             statuses=statuses,
             ages_ms=ages,
-            texts=self._texts,
+            texts=self._texts
+            if asked == len(plan.columns)
+            else {n: t for n, t in self._texts.items() if n in plan.names},
             weighted=self._weighted,
             known=self.known,
             at=at,
@@ -168,24 +173,46 @@ class TableRows:
         )
 
     def _derive(self, feature: Feature) -> None:
-        assert feature.formula is not None
         columns = self._plan.columns
-        column, reads = columns[feature.name], [columns[name] for name in feature.formula.names]
-        result = feature.formula.values({name: self.values[:, columns[name]] for name in feature.formula.names})
-        result = np.broadcast_to(result, len(self.values))
-        status = np.where(np.isnan(result), np.uint8(FeatureStatus.MISSING), np.uint8(FeatureStatus.FRESH))
-        for reason in reversed(_GRAVEST):
-            status[(self.statuses[:, reads] == reason).any(axis=1)] = reason
+        column, reads = columns[feature.name], [columns[name] for name in feature.reads]
+        result, status = self._score(feature) if feature.learned_from else self._formula(feature)
         if not np.isnan(feature.default):
             open_to_default = (status != FeatureStatus.FRESH) & (status != FeatureStatus.MASKED)
             result = np.where(open_to_default, feature.default, result)
             status[open_to_default] = FeatureStatus.DEFAULTED
         self.values[:, column] = np.where(np.isin(status, SPEAKING), result, np.nan)
         self.statuses[:, column] = status
-        # A result is as old as the oldest thing it rests on.
+        # A result is as old as the oldest thing it rests on; a score rests on what speaks.
         ages = self.ages[:, reads]
-        unknown = (ages < 0).any(axis=1) | (status == FeatureStatus.MASKED)
+        unknown = (ages < 0).all(axis=1) if feature.learned_from else (ages < 0).any(axis=1)
+        unknown |= status == FeatureStatus.MASKED
         self.ages[:, column] = np.where(unknown, -1, ages.max(axis=1, initial=-1))
+
+    def _formula(self, feature: Feature) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+        assert feature.formula is not None
+        columns = self._plan.columns
+        result = feature.formula.values({name: self.values[:, columns[name]] for name in feature.reads})
+        result = np.broadcast_to(result, len(self.values))
+        status = np.where(np.isnan(result), np.uint8(FeatureStatus.MISSING), np.uint8(FeatureStatus.FRESH))
+        statuses = self.statuses[:, [columns[name] for name in feature.reads]]
+        for reason in reversed(_GRAVEST):
+            status[(statuses == reason).any(axis=1)] = reason
+        return result, status
+
+    def _score(self, feature: Feature) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+        """Return a learned score: WARMING before it is trained, and of nobody of whom no input speaks."""
+        columns = self._plan.columns
+        count = len(self.values)
+        model = self._scores.get(feature.name)
+        if model is None or not set(model.names) <= set(feature.reads):
+            return np.full(count, np.nan), np.full(count, FeatureStatus.WARMING, np.uint8)
+        numbers = {name: self.values[:, columns[name]] for name in model.names if name not in self._texts}
+        statuses = self.statuses[:, [columns[name] for name in model.names]]
+        speaks = np.isin(statuses, SPEAKING).any(axis=1)
+        masked = (statuses == FeatureStatus.MASKED).any(axis=1)
+        silent = np.where(masked, np.uint8(FeatureStatus.MASKED), np.uint8(FeatureStatus.MISSING))
+        status = np.where(speaks, np.uint8(FeatureStatus.FRESH), silent)
+        return model.probabilities(numbers, self._texts), status
 
 
 class FeatureReader:
@@ -212,7 +239,7 @@ class FeatureReader:
         """Return the features of the people whom anchor keys belong to; an empty key is nobody's."""
         layouts = evidence.layouts
         assert layouts is not None
-        rows = TableRows(self.plan, len(keys), symbols_of(store, txn), evidence.catalogue.items)
+        rows = TableRows(self.plan, len(keys), symbols_of(store, txn), evidence.catalogue.items, evidence.scores)
         cursor = txn.cursor(db=store.tables["people"])
         view, jurisdiction = self._view, layouts.current.configuration.jurisdiction
         layout, version, from_lists = self._set.layout, self._set.layout.version, len(self._lists.columns) > 0
@@ -263,11 +290,16 @@ def _find(features: FeatureSet, name: str) -> Feature:
     return feature
 
 
+def _is_text(feature: Feature) -> bool:
+    return (
+        feature.place is not Place.DERIVED and not feature.is_number and feature.op not in (record.TOP_K, record.LAST_K)
+    )
+
+
 def _needed(features: FeatureSet, asked: Sequence[Feature]) -> list[Feature]:
     """Return the derived features that the asked ones are or rest on, each after those it reads."""
     needed = {feature.name for feature in asked}
     for name in reversed(features.derived_order):
-        formula = features.by_name[name].formula
-        if name in needed and formula is not None:
-            needed.update(formula.names)
+        if name in needed:
+            needed.update(features.by_name[name].reads)
     return [features.by_name[name] for name in features.derived_order if name in needed]

@@ -72,9 +72,15 @@ class Feature:
     quantile: float = 0.5
     default: float = math.nan
     formula: Formula | None = None
+    learned_from: tuple[str, ...] = ()
     is_money: bool = False
     sources: tuple[str, ...] = ()  # the signals a batch computes it from
     bytes_max: int = 0
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The features that it is derived from."""
+        return self.learned_from or (self.formula.names if self.formula is not None else ())
 
     @property
     def definition(self) -> tuple[object, ...]:
@@ -90,7 +96,7 @@ class Feature:
             str(self.aggregate),
             self.sources,
         )
-        return (self.name, self.version, formula, self.place, self.signals, self.admit, *stored)
+        return (self.name, self.version, formula, self.learned_from, self.place, self.signals, self.admit, *stored)
 
     @property
     def is_number(self) -> bool:
@@ -172,7 +178,7 @@ def compile_features(
     features: list[Feature] = []
     indices = dict.fromkeys(Place, 0)
     for declaration in configuration.features:
-        if declaration.formula is not None:
+        if declaration.formula is not None or declaration.learned_from:
             feature = _derived(indices[Place.DERIVED], declaration)
         else:
             feature = _compile(indices, declaration, configuration, types)
@@ -263,14 +269,18 @@ def _derived(index: int, declaration: FeatureDeclaration) -> Feature:
     }
     for name, value in given.items():
         if value:
-            raise ConfigurationError("BAD_FORMULA", f"expected either a formula or {name}, got both, in {where}")
-    formula = parse_formula(declaration.formula or "", where)
+            raise ConfigurationError(
+                "BAD_FORMULA", f"expected either a formula or `learned_from`, or {name}, got both, in {where}"
+            )
+    if declaration.formula is not None and declaration.learned_from:
+        raise ConfigurationError("BAD_FORMULA", f"expected either a formula or `learned_from`, got both, in {where}")
+    formula = parse_formula(declaration.formula, where) if declaration.formula is not None else None
     return Feature(
         index=index,
         name=declaration.name,
         version=_version(declaration, where),
         place=Place.DERIVED,
-        aggregate=Aggregate("formula"),
+        aggregate=Aggregate("formula" if formula is not None else "score"),
         op=DERIVED,
         value_kind=ValueKind.NUMBER,
         signals=(),
@@ -282,6 +292,7 @@ def _derived(index: int, declaration: FeatureDeclaration) -> Feature:
         k=0,
         default=_default(declaration, where),
         formula=formula,
+        learned_from=tuple(dict.fromkeys(declaration.learned_from)),
     )
 
 
@@ -289,22 +300,21 @@ def _linked(features: list[Feature]) -> tuple[tuple[str, ...], list[Feature]]:
     """Check what formulas read and return the order to compute them in, and the features with what follows from it."""
     by_name = {feature.name: feature for feature in features}
     for feature in features:
-        for name in feature.formula.names if feature.formula is not None else ():
+        for name in feature.reads:
             read = by_name.get(name)
-            where = f"in the formula of feature {feature.name!r}"
+            where = f"in feature {feature.name!r}"
             if read is None:
                 raise ConfigurationError("UNKNOWN_FEATURE", f"expected a declared feature, got {name!r}, {where}")
-            if not read.is_number:
+            if not (read.is_number or (feature.learned_from and read.op in (record.LAST, record.FIRST))):
                 raise ConfigurationError(
                     "BAD_FORMULA",
-                    f"expected features of one number, got {name!r}, which is {read.aggregate.name} of "
-                    f"{read.aggregate.reads}, {where}",
+                    f"expected features of one number{' or text' if feature.learned_from else ''}, got {name!r}, which is "
+                    f"{read.aggregate.name} of {read.aggregate.reads}, {where}",
                 )
-    order = in_order({feature.name: feature.formula for feature in features if feature.formula is not None})
+    order = in_order({feature.name: feature.reads for feature in features if feature.place is Place.DERIVED})
     for name in order:
         feature = by_name[name]
-        assert feature.formula is not None
-        read_features = [by_name[read] for read in feature.formula.names]
+        read_features = [by_name[read] for read in feature.reads]
         required = 0
         for read in read_features:
             required |= read.required

@@ -143,25 +143,25 @@ def parse_formula(text: str, where: str) -> Formula:
     return _Parser(text, where).formula()
 
 
-def in_order(formulas: Mapping[str, Formula]) -> list[str]:
-    """Return the names so that each formula comes after those it reads. Raises `ConfigurationError` CYCLIC_FEATURES."""
+def in_order(reads: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the names so that each comes after those it reads. Raises `ConfigurationError` CYCLIC_FEATURES."""
     order: list[str] = []
     path: list[str] = []
 
     def visit(name: str) -> None:
-        if name in order or name not in formulas:
+        if name in order or name not in reads:
             return
         if name in path:
             cycle = " -> ".join([*path[path.index(name) :], name])
             raise ConfigurationError(
-                "CYCLIC_FEATURES", f"expected formulas that end at stored features, got the cycle {cycle}; break it"
+                "CYCLIC_FEATURES", f"expected features that end at stored ones, got the cycle {cycle}; break it"
             )
         path.append(name)
-        for read in formulas[name].names:
+        for read in reads[name]:
             visit(read)
         path.pop()
         order.append(name)
 
-    for name in formulas:
+    for name in reads:
         visit(name)
     return order

@@ -54,7 +54,11 @@ def training_set(
 
     texts = {symbol_of(text): text for text in history.texts}
     stored_text = symbols_of(store, txn)
-    rows = TableRows(plan, len(keys), lambda symbol: texts.get(symbol) or stored_text(symbol), evidence.catalogue.items)
+
+    def text_of(symbol: int) -> str:
+        return texts.get(symbol) or stored_text(symbol)
+
+    rows = TableRows(plan, len(keys), text_of, evidence.catalogue.items, evidence.scores)
     records: dict[bytes, Record] = {}
     empty, view = Record(history.layout).pack(), RecordView()
     folded = 0

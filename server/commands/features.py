@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tailorbird.engine import Engine
 from tailorbird.engine.backfill import BackfillProgress
-from tailorbird.engine.compiled import CompiledConfiguration, compile_configuration, namespaces_of
+from tailorbird.engine.compiled import CompiledConfiguration, compile_configuration
 from tailorbird.engine.configuration import read_configuration
 from tailorbird.engine.consent import parse_choice
 from tailorbird.engine.durations import duration_ms
@@ -31,11 +31,10 @@ from tailorbird.server.commands.data_directory import (
     opened,
 )
 from tailorbird.server.commands.remote import add_address_arguments, feature_stub, remote_push
+from tailorbird.server.labels import read_labels
 from tailorbird.server.materialize import Materialized, Push, materialize
-from tailorbird.server.offline import ENGINES, moments_ms, read_table, table_columns, write_parquet
+from tailorbird.server.offline import ENGINES, table_columns, write_parquet
 from tailorbird.v1 import feature_service_pb2
-
-MOMENT = "at"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,19 +146,10 @@ def _backfill(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    labels = read_table(Path(arguments.labels))
     with opened(arguments, read_only=True) as engine:
-        namespaces = [name for name in labels.column_names if name in namespaces_of(engine.configuration)]
-        if len(namespaces) != 1 or MOMENT not in labels.column_names:
-            raise CallerError(
-                "BAD_FILE",
-                f"expected one column of identifiers, such as user_id, and one of times, `{MOMENT}`, got "
-                f"{', '.join(labels.column_names)}, in {arguments.labels}",
-            )
-        people = [str(value) for value in labels.column(namespaces[0]).to_pylist()]
-        times = moments_ms(labels.column(MOMENT).to_pylist(), MOMENT)
-        table = engine.training_set(namespaces[0], people, times, arguments.names)
-    columns = {name: labels.column(name) for name in labels.column_names}
+        labels = read_labels(Path(arguments.labels), engine.configuration)
+        table = engine.training_set(labels.namespace, labels.people, labels.times, arguments.names)
+    columns = {name: labels.table.column(name) for name in labels.table.column_names}
     for name, values in table_columns(table).items():
         if name in columns:
             raise CallerError(
@@ -167,10 +157,8 @@ def _export(arguments: argparse.Namespace) -> None:
             )
         columns[name] = values
     write_parquet(columns, Path(arguments.out))
-    known = int(table.known.sum())
-    print(
-        f"wrote {len(people):,} rows of {len(table.names)} features to {arguments.out}; {known:,} of people who are known"
-    )
+    rows, known = len(labels.people), int(table.known.sum())
+    print(f"wrote {rows:,} rows of {len(table.names)} features to {arguments.out}; {known:,} of people who are known")
 
 
 def _materialize(arguments: argparse.Namespace) -> None:
