@@ -16,6 +16,7 @@ import numpy as np
 
 from tailorbird.engine.aggregates import AGGREGATES
 from tailorbird.engine.errors import CallerError
+from tailorbird.engine.feature_table import values_of
 from tailorbird.engine.features import Feature, FeatureSet, is_money_in
 from tailorbird.engine.money import CURRENCY, minor_units
 from tailorbird.engine.symbols import symbol_of
@@ -215,8 +216,7 @@ class _NativeFinish:
         )
         self._program = self._layout.add_program([(0, 0, 1.0)])
         self._view = RecordView()
-        self._value = np.zeros((1, 1))
-        self._rows = FeatureRows(self._value, np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.int64))
+        self._rows = FeatureRows(1, 1)
         self._column = FeatureColumns(self._layout, np.zeros(1, np.int32), np.zeros(1, np.int32), np.ones(1, np.uint8))
 
     def __call__(self, parts: Mapping[str, Any]) -> float | None:
@@ -228,4 +228,4 @@ class _NativeFinish:
         folded.update(self._program, 0, 0, (values,), 0)
         self._view.load(self._layout, folded.pack())
         self._rows.read(0, self._view, self._column, 0, 0)
-        return float(self._value[0, 0])
+        return float(values_of(self._rows)[0, 0])

@@ -34,7 +34,7 @@ from tailorbird.engine.facts import (
 )
 from tailorbird.engine.feature_table import FeatureReader, FeatureTable
 from tailorbird.engine.hashing import state_hash
-from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
+from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.identity import LinkKind
 from tailorbird.engine.items import Item
 from tailorbird.engine.log import LocalLog
@@ -97,7 +97,10 @@ class Engine:
         self._closed = False
         self._backfilling = threading.Lock()
         self._servings = Servings()
-        self._readers: dict[tuple[str, ...], tuple[Layouts, FeatureReader]] = {}
+        self._readers: dict[tuple[str, ...], FeatureReader] = {}
+        self._reader: FeatureReader
+        self._reader_of: Layouts | None = None
+        self._asked_last: tuple[str, ...] | None = None
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -578,16 +581,17 @@ class Engine:
                 "BATCH_TOO_LARGE",
                 f"expected at most limits.features_people_max = {limit} people, got {len(values)}; ask in several calls",
             )
-        keys = self._keys_of(namespace, values)
-        names = tuple(features)
+        keys = self._hasher.keys(namespace, values)
         with self._reading:
-            txn = self._store.begin()
+            txn = self._store.environment.begin()
             try:
                 evidence = self._evidence
                 head = evidence.follow(txn)
                 if head.position < min_position:
                     check_position(head.position, min_position)
-                return self._reader(names).read(self._store, txn, evidence, keys, at or self._clock())
+                if features is not self._asked_last or evidence.layouts is not self._reader_of:
+                    self._find_reader(tuple(features))
+                return self._reader.read(self._store, txn, evidence, keys, at or self._clock())
             finally:
                 txn.abort()
 
@@ -601,7 +605,7 @@ class Engine:
         """
         if len(values) != len(times):
             raise CallerError("BAD_TABLE", f"expected a time for each of {len(values)} people, got {len(times)}")
-        keys = self._keys_of(namespace, values)
+        keys = self._hasher.keys(namespace, values)
         log = LocalLog.open(self.directory.log, read_only=True)
         try:
             if log.start > 0:
@@ -616,16 +620,16 @@ class Engine:
         finally:
             log.close()
 
-    def _reader(self, names: tuple[str, ...]) -> FeatureReader:
-        """Return what reads these features under the configuration in force."""
+    def _find_reader(self, names: tuple[str, ...]) -> None:
+        """Choose what reads these features under the configuration in force. Asked twice with one tuple it is at hand."""
         layouts = self._evidence.layouts
         assert layouts is not None
-        found = self._readers.get(names)
-        if found is None or found[0] is not layouts:
-            if len(self._readers) >= READERS_KEPT:
-                self._readers.clear()
-            found = self._readers[names] = layouts, FeatureReader(layouts.current.features, names)
-        return found[1]
+        if self._reader_of is not layouts or len(self._readers) >= READERS_KEPT:
+            self._readers.clear()
+        reader = self._readers.get(names)
+        if reader is None:
+            reader = self._readers[names] = FeatureReader(layouts.current.features, names)
+        self._reader, self._reader_of, self._asked_last = reader, layouts, names
 
     @property
     def currency(self) -> str:
@@ -649,18 +653,6 @@ class Engine:
         """Return the categories whose newest event is older, as of `at`, than their declared `freshness`."""
         targets = self.configuration.freshness_ms()
         return tuple(stale_categories(self._refreshed(), targets, at or self._clock())) if targets else ()
-
-    def _keys_of(self, namespace: str, values: Sequence[str]) -> list[bytes]:
-        """Return the anchor keys of identifiers; of one that nobody can be known by an empty one."""
-        anchor, keys = self._hasher.anchor, []
-        for value in values:
-            try:
-                keys.append(anchor(namespace, value).key)
-            except IdentifierError as error:
-                if error.reason == "UNKNOWN_NAMESPACE":
-                    raise
-                keys.append(b"")
-        return keys
 
     def source_offset(self, source: str) -> int:
         """Return the highest `source_offset` stored from a source, -1 when there is none."""

@@ -9,45 +9,84 @@ import lmdb
 import numpy as np
 import numpy.typing as npt
 
-from tailorbird.engine.consent import ALL_BITS, DataType, permitted
+from tailorbird.engine.consent import ALL_BITS, DataType, Jurisdiction
 from tailorbird.engine.errors import NotFound
 from tailorbird.engine.evidence import Evidence
 from tailorbird.engine.features import Feature, FeatureSet, Place
 from tailorbird.engine.profile import FeatureStatus
 from tailorbird.engine.score_model import ScoreModel
 from tailorbird.engine.state import damaged_record, packed_head, read_record, read_windows, seek_head
-from tailorbird.engine.store import Store, u64
+from tailorbird.engine.store import HEAD_ROW, Store, u64
 from tailorbird.native import record
 from tailorbird.native.feature_rows import FeatureColumns, FeatureRows
-from tailorbird.native.record import Record, RecordError, RecordLayout, RecordView, stored_layout_version
+from tailorbird.native.record import Record, RecordError, RecordLayout, RecordView
 from tailorbird.native.scoring import ItemTable
 
 # What a formula says where one of its inputs does not speak: the first of these that any input has.
 _GRAVEST = (FeatureStatus.MASKED, FeatureStatus.WARMING, FeatureStatus.STALE, FeatureStatus.MISSING)
+NO_BITS = 2**64 - 1 & ~ALL_BITS
+_NOTHING: dict[str, Any] = {}
 SPEAKING = (FeatureStatus.FRESH, FeatureStatus.DEFAULTED)
 
 Weighted = tuple[tuple[str, float], ...]
 Symbols = Callable[[int], str]
 
 
-class FeatureTable(NamedTuple):
+class FeatureTable:
     """Features of people at `at`, read at log `position`: a row per person, a column per name, in the order asked for.
 
     `values` float64, NaN where the status is neither FRESH nor DEFAULTED and where the feature is no number: those are in
-    `texts` and `weighted` by name, None where they do not speak. `statuses` are numbers of `FeatureStatus`; `ages_ms` int64,
-    -1 where unknown. `categories` are the kinds of data each feature draws on, `known` tells who is.
+    `texts` and `weighted` by name, None where they do not speak. `statuses` are numbers of `FeatureStatus`, uint8; `ages_ms`
+    int64, -1 where unknown. `categories` are the kinds of data each feature draws on, `known` tells who is, bool.
     """
 
-    names: tuple[str, ...]
-    categories: tuple[tuple[DataType, ...], ...]
-    values: npt.NDArray[np.float64]
-    statuses: npt.NDArray[np.uint8]
-    ages_ms: npt.NDArray[np.int64]
-    texts: Mapping[str, list[str | None]]
-    weighted: Mapping[str, list[Weighted | None]]
-    known: npt.NDArray[np.bool_]
-    at: int
-    position: int
+    __slots__ = ("_plan", "_rows", "at", "position", "texts", "weighted")
+
+    def __init__(
+        self,
+        plan: TablePlan,
+        rows: FeatureRows,
+        texts: Mapping[str, list[str | None]],
+        weighted: Mapping[str, list[Weighted | None]],
+        at: int,
+        position: int,
+    ) -> None:
+        self._plan = plan
+        self._rows = rows
+        self.texts = texts
+        self.weighted = weighted
+        self.at = at
+        self.position = position
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features, in the order of the columns."""
+        return self._plan.names
+
+    @property
+    def categories(self) -> tuple[tuple[DataType, ...], ...]:
+        """The kinds of data each feature draws on."""
+        return self._plan.categories
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]:
+        """The numbers: [person, feature]."""
+        return values_of(self._rows)[:, : len(self._plan.names)]
+
+    @property
+    def statuses(self) -> npt.NDArray[np.uint8]:
+        """Why each value is, or is not, there: [person, feature]."""
+        return statuses_of(self._rows)[:, : len(self._plan.names)]
+
+    @property
+    def ages_ms(self) -> npt.NDArray[np.int64]:
+        """The time since the last event of each value: [person, feature]."""
+        return ages_of(self._rows)[:, : len(self._plan.names)]
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Who is known: [person]."""
+        return known_of(self._rows)
 
     @property
     def completeness(self) -> npt.NDArray[np.float64]:
@@ -59,6 +98,26 @@ class FeatureTable(NamedTuple):
     def column(self, name: str) -> npt.NDArray[np.float64]:
         """Return the values of one feature: [person]."""
         return self.values[:, self.names.index(name)]
+
+
+def values_of(rows: FeatureRows) -> npt.NDArray[np.float64]:
+    """Return the values of native rows, without a copy."""
+    return np.ndarray((rows.row_count, rows.column_count), np.float64, rows)  # type: ignore[arg-type]  # a buffer
+
+
+def ages_of(rows: FeatureRows) -> npt.NDArray[np.int64]:
+    """Return the ages of native rows, without a copy."""
+    return np.ndarray((rows.row_count, rows.column_count), np.int64, rows, rows.ages_at)  # type: ignore[arg-type]  # a buffer
+
+
+def statuses_of(rows: FeatureRows) -> npt.NDArray[np.uint8]:
+    """Return the statuses of native rows, without a copy."""
+    return np.ndarray((rows.row_count, rows.column_count), np.uint8, rows, rows.statuses_at)  # type: ignore[arg-type]  # a buffer
+
+
+def known_of(rows: FeatureRows) -> npt.NDArray[np.bool_]:
+    """Return which of native rows are of people who are known, without a copy."""
+    return np.ndarray((rows.row_count,), np.bool_, rows, rows.known_at)  # type: ignore[arg-type]  # a buffer
 
 
 class Source(NamedTuple):
@@ -87,6 +146,8 @@ class TablePlan:
                 self.columns.setdefault(read, len(self.columns))
         self.texts = tuple(name for name in self.columns if _is_text(features.by_name[name]))
         self.weighted = tuple(f.name for f in asked if f.op in (record.TOP_K, record.LAST_K))
+        # Nothing but numbers that are stored: what the native rows hold is the whole table.
+        self.is_plain = not (self.texts or self.weighted or self.derived)
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -112,26 +173,28 @@ class TableRows:
     """A table on its way: `fill` each row from each source, then `table`."""
 
     def __init__(
-        self, plan: TablePlan, count: int, symbols: Symbols, items: ItemTable, scores: Mapping[str, ScoreModel]
+        self, plan: TablePlan, native: FeatureRows, symbols: Symbols, items: ItemTable, scores: Mapping[str, ScoreModel]
     ) -> None:
+        count = native.row_count
         self._plan = plan
+        self.native = native
         self._scores = scores
         self._symbols = symbols
         self._items = items
-        width = len(plan.columns)
-        self.values = np.empty((count, width))
-        self.statuses = np.empty((count, width), np.uint8)
-        self.ages = np.empty((count, width), np.int64)
-        self.known = np.zeros(count, np.bool_)
-        self._rows = FeatureRows(self.values, self.statuses, self.ages)
         self._texts: dict[str, list[str | None]] = {name: [None] * count for name in plan.texts}
         self._weighted: dict[str, list[Weighted | None]] = {name: [None] * count for name in plan.weighted}
 
     def fill(self, row: int, view: RecordView, source: Source, at: int, mask: int) -> None:
         """Write what a loaded record says at `at` under `mask`."""
-        self._rows.read(row, view, source.columns, at, mask)
+        self.native.read(row, view, source.columns, at, mask)
+        if source.others:
+            self.fill_others(row, view, source, at, mask)
+
+    def fill_others(self, row: int, view: RecordView, source: Source, at: int, mask: int) -> None:
+        """Write what is no number; the numbers and statuses of the row are there."""
+        statuses = statuses_of(self.native)[row]
         for feature, index, column in source.others:
-            if self.statuses[row, column] != FeatureStatus.FRESH:
+            if statuses[column] != FeatureStatus.FRESH:
                 continue
             if feature.name in self._texts:
                 symbol = view.symbol(index, at, mask)
@@ -151,26 +214,17 @@ class TableRows:
 
     def table(self, at: int, position: int) -> FeatureTable:
         """Compute what is derived and return the table."""
-        plan, asked = self._plan, len(self._plan.names)
-        for feature in plan.derived:
-            self._derive(feature)
-        values, statuses, ages = self.values, self.statuses, self.ages
-        if asked < len(plan.columns):
-            values, statuses, ages = values[:, :asked], statuses[:, :asked], ages[:, :asked]
-        return FeatureTable(
-            names=plan.names,
-            categories=plan.categories,
-            values=values,
-            statuses=statuses,
-            ages_ms=ages,
-            texts=self._texts
-            if asked == len(plan.columns)
-            else {n: t for n, t in self._texts.items() if n in plan.names},
-            weighted=self._weighted,
-            known=self.known,
-            at=at,
-            position=position,
-        )
+        plan, texts = self._plan, self._texts
+        if plan.derived:
+            self.values, self.statuses, self.ages = (
+                values_of(self.native),
+                statuses_of(self.native),
+                ages_of(self.native),
+            )
+            for feature in plan.derived:
+                self._derive(feature)
+            texts = {name: column for name, column in texts.items() if name in plan.names}
+        return FeatureTable(plan, self.native, texts, self._weighted, at, position)
 
     def _derive(self, feature: Feature) -> None:
         columns = self._plan.columns
@@ -224,6 +278,7 @@ class FeatureReader:
         self._head = self.plan.source(features.layout, features.index)
         lists = {feature.name: feature.index for feature in features.kept(Place.LISTS)}
         self._lists = self.plan.source(features.lists_layout, lists)
+        self._from_lists = len(self._lists.columns) > 0
         self._view, self._lists_view = RecordView(), RecordView()
         self._empty = Record(features.layout).pack()
         self._empty_lists = Record(features.lists_layout).pack()
@@ -239,28 +294,49 @@ class FeatureReader:
         """Return the features of the people whom anchor keys belong to; an empty key is nobody's."""
         layouts = evidence.layouts
         assert layouts is not None
-        rows = TableRows(self.plan, len(keys), symbols_of(store, txn), evidence.catalogue.items, evidence.scores)
-        cursor = txn.cursor(db=store.tables["people"])
-        view, jurisdiction = self._view, layouts.current.configuration.jurisdiction
-        layout, version, from_lists = self._set.layout, self._set.layout.version, len(self._lists.columns) > 0
-        head, known, fill = self._head, rows.known, rows.fill
+        plan = self.plan
+        native = FeatureRows(len(keys), len(plan.columns))
+        rows = None
+        if not plan.is_plain:
+            rows = TableRows(plan, native, symbols_of(store, txn), evidence.catalogue.items, evidence.scores)
+        people, get = store.tables["people"], txn.get
+        view, head, layout = self._view, self._head, self._set.layout
+        always = ALL_BITS if layouts.current.configuration.jurisdiction is Jurisdiction.OPT_OUT else 0
+        read_person, columns, from_lists = native.read_person, head.columns, self._from_lists
         for row, key in enumerate(keys):
-            found = seek_head(cursor, key) if key else None
-            if found is not None:
-                known[row] = True
-                data = packed_head(found[1])
-                if stored_layout_version(data) != version:
-                    data = read_record(layouts, data).pack()
-                load_view(view, layout, data)
-                mask = permitted(view.granted, view.denied, view.restricted, jurisdiction)
-            else:  # Of a stranger nothing is there that could be masked.
+            stored = None
+            if key:
+                # Most ask by the best identifier of a person, under which the head lies; any other leads there.
+                stored = get(key + HEAD_ROW, db=people)
+                if stored is None:
+                    found = seek_head(txn.cursor(db=people), key)
+                    stored = found[1] if found is not None else None
+            mask: int | None = ALL_BITS
+            if stored is None:  # Of a stranger nothing is there that could be masked.
                 view.load(layout, self._empty)
-                mask = ALL_BITS
-            fill(row, view, head, at, mask)
+                native.read(row, view, columns, at, ALL_BITS)
+            else:
+                try:
+                    mask = read_person(row, view, stored, columns, at, always, NO_BITS)
+                    if mask is None:
+                        packed = packed_head(stored)
+                        current = read_record(layouts, packed).pack() + stored[len(packed) :]
+                        mask = read_person(row, view, current, columns, at, always, NO_BITS)
+                except RecordError as error:
+                    raise damaged_record(error) from error
+            assert mask is not None
+            if rows is not None and head.others:
+                rows.fill_others(row, view, head, at, mask)
             if from_lists:
-                packed = read_windows(store, txn, layouts, found[1]) if found is not None else None
-                load_view(self._lists_view, self._set.lists_layout, packed if packed is not None else self._empty_lists)
-                fill(row, self._lists_view, self._lists, at, mask)
+                windows = read_windows(store, txn, layouts, stored) if stored is not None else None
+                load_view(
+                    self._lists_view, self._set.lists_layout, windows if windows is not None else self._empty_lists
+                )
+                native.read(row, self._lists_view, self._lists.columns, at, mask)
+                if rows is not None:
+                    rows.fill_others(row, self._lists_view, self._lists, at, mask)
+        if rows is None:
+            return FeatureTable(plan, native, _NOTHING, _NOTHING, at, evidence.head.position)
         return rows.table(at, evidence.head.position)
 
 

@@ -11,11 +11,12 @@ import numpy as np
 from tailorbird.engine.consent import ALL_BITS, Purpose, permitted
 from tailorbird.engine.evidence import Evidence
 from tailorbird.engine.feature_history import Change, FeatureHistory
-from tailorbird.engine.feature_table import FeatureTable, TablePlan, TableRows, load_view, symbols_of
+from tailorbird.engine.feature_table import FeatureTable, TablePlan, TableRows, known_of, load_view, symbols_of
 from tailorbird.engine.log_record import LogRecord
 from tailorbird.engine.state import masks_of, members_of_row, packed_head, read_record, seek_head
 from tailorbird.engine.store import Store
 from tailorbird.engine.symbols import symbol_of
+from tailorbird.native.feature_rows import FeatureRows
 from tailorbird.native.record import Record, RecordView
 
 
@@ -58,17 +59,19 @@ def training_set(
     def text_of(symbol: int) -> str:
         return texts.get(symbol) or stored_text(symbol)
 
-    rows = TableRows(plan, len(keys), text_of, evidence.catalogue.items, evidence.scores)
+    rows = TableRows(
+        plan, FeatureRows(len(keys), len(plan.columns)), text_of, evidence.catalogue.items, evidence.scores
+    )
     records: dict[bytes, Record] = {}
     empty, view = Record(history.layout).pack(), RecordView()
-    folded = 0
+    folded, known = 0, known_of(rows.native)
     for row in np.argsort(np.asarray(times, np.int64), kind="stable").tolist():
         at = times[row]
         while folded < len(changes) and changes[folded].event_time < at:
             _fold(history, records, changes[folded])
             folded += 1
         person = people[keys[row]]
-        rows.known[row] = person is not None
+        known[row] = person is not None
         load_view(view, history.layout, empty if person is None else _merged(history, records, person, empty))
         rows.fill(row, view, source, at, ALL_BITS if person is None else person.permitted)
     return rows.table(max(times, default=0), evidence.head.position)
