@@ -44,6 +44,7 @@ from tailorbird.engine.pushes import PushedRow, by_row, pushed_signals
 from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision, PageRequest
 from tailorbird.engine.score_model import ROLE, write_score
 from tailorbird.engine.score_training import train_score
+from tailorbird.engine.segments import SegmentChange, read_changes
 from tailorbird.engine.servings import Serving, Servings
 from tailorbird.engine.signals import IngestReport, Signal
 from tailorbird.engine.state import Layouts, read_layouts
@@ -630,6 +631,14 @@ class Engine:
         if reader is None:
             reader = self._readers[names] = FeatureReader(layouts.current.features, names)
         self._reader, self._reader_of, self._asked_last = reader, layouts, names
+
+    def segment_changes(self, first: int = 0, limit: int = 1_000) -> list[SegmentChange]:
+        """Return up to `limit` changes of who belongs to a segment, from sequence `first` on (the oldest kept, where that is later).
+
+        They are there once `tick` was: `serve` sees to that every `statistics.tick`.
+        """
+        with self._store.reading() as txn:
+            return list(read_changes(self._store, txn, first, limit))
 
     @property
     def currency(self) -> str:

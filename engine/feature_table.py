@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import lmdb
 import numpy as np
 import numpy.typing as npt
 
+from tailorbird.engine.catalogue import Catalogue
 from tailorbird.engine.consent import ALL_BITS, DataType, Jurisdiction
 from tailorbird.engine.errors import NotFound
-from tailorbird.engine.evidence import Evidence
 from tailorbird.engine.features import Feature, FeatureSet, Place
 from tailorbird.engine.profile import FeatureStatus
 from tailorbird.engine.score_model import ScoreModel
-from tailorbird.engine.state import damaged_record, packed_head, read_record, read_windows, seek_head
-from tailorbird.engine.store import HEAD_ROW, Store, u64
+from tailorbird.engine.state import Layouts, damaged_record, packed_head, read_record, read_windows, seek_head
+from tailorbird.engine.store import HEAD_ROW, Head, Store, u64
 from tailorbird.native import record
 from tailorbird.native.feature_rows import FeatureColumns, FeatureRows
 from tailorbird.native.record import Record, RecordError, RecordLayout, RecordView
-from tailorbird.native.scoring import ItemTable
 
 # What a formula says where one of its inputs does not speak: the first of these that any input has.
 _GRAVEST = (FeatureStatus.MASKED, FeatureStatus.WARMING, FeatureStatus.STALE, FeatureStatus.MISSING)
@@ -120,6 +119,18 @@ def known_of(rows: FeatureRows) -> npt.NDArray[np.bool_]:
     return np.ndarray((rows.row_count,), np.bool_, rows, rows.known_at)  # type: ignore[arg-type]  # a buffer
 
 
+class Moment(Protocol):
+    """What a table is read from, beside the records: `evidence.Evidence`, or the writer's own transaction."""
+
+    layouts: Layouts | None
+    head: Head
+    catalogue: Catalogue
+
+    @property
+    def scores(self) -> Mapping[str, ScoreModel]:
+        """The learned scores, by feature."""
+
+
 class Source(NamedTuple):
     """What one kind of record brings to a table: the native columns, and (feature, its index, column) of those that are no
     numbers."""
@@ -172,15 +183,12 @@ class TablePlan:
 class TableRows:
     """A table on its way: `fill` each row from each source, then `table`."""
 
-    def __init__(
-        self, plan: TablePlan, native: FeatureRows, symbols: Symbols, items: ItemTable, scores: Mapping[str, ScoreModel]
-    ) -> None:
+    def __init__(self, plan: TablePlan, native: FeatureRows, symbols: Symbols, moment: Moment) -> None:
         count = native.row_count
         self._plan = plan
         self.native = native
-        self._scores = scores
+        self._moment = moment
         self._symbols = symbols
-        self._items = items
         self._texts: dict[str, list[str | None]] = {name: [None] * count for name in plan.texts}
         self._weighted: dict[str, list[Weighted | None]] = {name: [None] * count for name in plan.weighted}
 
@@ -210,7 +218,7 @@ class TableRows:
             return tuple((self._symbols(int(keys[i])), float(weights[i])) for i in range(n))
         items, times = np.zeros(record.LAST_K_MAX, np.uint32), np.zeros(record.LAST_K_MAX, np.int64)
         n = view.recent(index, at, mask, items, times)
-        return tuple((self._items.id(int(items[i])), (at - int(times[i])) / 1000) for i in range(n))
+        return tuple((self._moment.catalogue.items.id(int(items[i])), (at - int(times[i])) / 1000) for i in range(n))
 
     def table(self, at: int, position: int) -> FeatureTable:
         """Compute what is derived and return the table."""
@@ -257,7 +265,7 @@ class TableRows:
         """Return a learned score: WARMING before it is trained, and of nobody of whom no input speaks."""
         columns = self._plan.columns
         count = len(self.values)
-        model = self._scores.get(feature.name)
+        model = self._moment.scores.get(feature.name)
         if model is None or not set(model.names) <= set(feature.reads):
             return np.full(count, np.nan), np.full(count, FeatureStatus.WARMING, np.uint8)
         numbers = {name: self.values[:, columns[name]] for name in model.names if name not in self._texts}
@@ -287,18 +295,18 @@ class FeatureReader:
         self,
         store: Store,
         txn: lmdb.Transaction[Any],
-        evidence: Evidence,
+        moment: Moment,
         keys: Sequence[bytes],
         at: int,
     ) -> FeatureTable:
         """Return the features of the people whom anchor keys belong to; an empty key is nobody's."""
-        layouts = evidence.layouts
+        layouts = moment.layouts
         assert layouts is not None
         plan = self.plan
         native = FeatureRows(len(keys), len(plan.columns))
         rows = None
         if not plan.is_plain:
-            rows = TableRows(plan, native, symbols_of(store, txn), evidence.catalogue.items, evidence.scores)
+            rows = TableRows(plan, native, symbols_of(store, txn), moment)
         people, get = store.tables["people"], txn.get
         view, head, layout = self._view, self._head, self._set.layout
         always = ALL_BITS if layouts.current.configuration.jurisdiction is Jurisdiction.OPT_OUT else 0
@@ -336,8 +344,8 @@ class FeatureReader:
                 if rows is not None:
                     rows.fill_others(row, self._lists_view, self._lists, at, mask)
         if rows is None:
-            return FeatureTable(plan, native, _NOTHING, _NOTHING, at, evidence.head.position)
-        return rows.table(at, evidence.head.position)
+            return FeatureTable(plan, native, _NOTHING, _NOTHING, at, moment.head.position)
+        return rows.table(at, moment.head.position)
 
 
 def symbols_of(store: Store, txn: lmdb.Transaction[Any]) -> Symbols:

@@ -73,6 +73,7 @@ class Feature:
     default: float = math.nan
     formula: Formula | None = None
     learned_from: tuple[str, ...] = ()
+    is_segment: bool = False
     is_money: bool = False
     sources: tuple[str, ...] = ()  # the signals a batch computes it from
     bytes_max: int = 0
@@ -96,7 +97,17 @@ class Feature:
             str(self.aggregate),
             self.sources,
         )
-        return (self.name, self.version, formula, self.learned_from, self.place, self.signals, self.admit, *stored)
+        return (
+            self.name,
+            self.version,
+            formula,
+            self.learned_from,
+            self.is_segment,
+            self.place,
+            self.signals,
+            self.admit,
+            *stored,
+        )
 
     @property
     def is_number(self) -> bool:
@@ -256,6 +267,10 @@ def refuse_changed(current: FeatureSet, earlier: Sequence[FeatureSet], features:
 
 def _derived(index: int, declaration: FeatureDeclaration) -> Feature:
     where = f"feature {declaration.name!r}"
+    if declaration.segment and (declaration.formula is None or declaration.default not in (None, 0.0, 1.0)):
+        raise ConfigurationError(
+            "BAD_SEGMENT", f"expected a formula of a segment, and a default of 0 or 1, got something else, in {where}"
+        )
     given = {
         "aggregate": declaration.aggregate,
         "signal": declaration.signals(),
@@ -280,6 +295,7 @@ def _derived(index: int, declaration: FeatureDeclaration) -> Feature:
         name=declaration.name,
         version=_version(declaration, where),
         place=Place.DERIVED,
+        is_segment=declaration.segment,
         aggregate=Aggregate("formula" if formula is not None else "score"),
         op=DERIVED,
         value_kind=ValueKind.NUMBER,
@@ -290,7 +306,7 @@ def _derived(index: int, declaration: FeatureDeclaration) -> Feature:
         max_age_ms=0,
         half_life_ms=0.0,
         k=0,
-        default=_default(declaration, where),
+        default=0.0 if declaration.segment and declaration.default is None else _default(declaration, where),
         formula=formula,
         learned_from=tuple(dict.fromkeys(declaration.learned_from)),
     )
@@ -311,6 +327,13 @@ def _linked(features: list[Feature]) -> tuple[tuple[str, ...], list[Feature]]:
                     f"expected features of one number{' or text' if feature.learned_from else ''}, got {name!r}, which is "
                     f"{read.aggregate.name} of {read.aggregate.reads}, {where}",
                 )
+    for feature in features:
+        if feature.is_segment and any(by_name[name].learned_from for name in feature.reads):
+            raise ConfigurationError(
+                "BAD_SEGMENT",
+                f"expected a segment of what the log alone says, got one of a learned score, in feature {feature.name!r}; "
+                "declare it without `segment`, and its changes are not told",
+            )
     order = in_order({feature.name: feature.reads for feature in features if feature.place is Place.DERIVED})
     for name in order:
         feature = by_name[name]
@@ -346,6 +369,8 @@ def _compile(
     types: Mapping[str, SignalType],
 ) -> Feature:
     where = f"feature {declaration.name!r}"
+    if declaration.segment:
+        raise ConfigurationError("BAD_SEGMENT", f"expected a formula of a segment, got none, in {where}")
     if declaration.aggregate is None and not declaration.signals() and declaration.pushed and declaration.category:
         return _placed(_pushed(declaration, where), declaration, indices)
     if declaration.aggregate is None or not declaration.signals():

@@ -59,9 +59,7 @@ def training_set(
     def text_of(symbol: int) -> str:
         return texts.get(symbol) or stored_text(symbol)
 
-    rows = TableRows(
-        plan, FeatureRows(len(keys), len(plan.columns)), text_of, evidence.catalogue.items, evidence.scores
-    )
+    rows = TableRows(plan, FeatureRows(len(keys), len(plan.columns)), text_of, evidence)
     records: dict[bytes, Record] = {}
     empty, view = Record(history.layout).pack(), RecordView()
     folded, known = 0, known_of(rows.native)
