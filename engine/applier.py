@@ -25,6 +25,7 @@ from tailorbird.engine.facts import (
     LinkFact,
     ModelFact,
     ServedFact,
+    ServingsFact,
     SignalFact,
     SplitFact,
     TickFact,
@@ -35,7 +36,7 @@ from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.money import CURRENCY
 from tailorbird.engine.people import People
 from tailorbird.engine.segments import Segments
-from tailorbird.engine.state import CHANGES_KEPT, State, masks_of, set_masks
+from tailorbird.engine.state import CHANGES_KEPT, SERVED_LIST, State, masks_of, set_masks
 from tailorbird.engine.statistics import (
     CELLS_MAX,
     EVERYTHING,
@@ -50,7 +51,7 @@ from tailorbird.engine.store import Head, Store, scan, u32, u64
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import ItemList
 
-LIST_KINDS = {ItemList.BOUGHT: 1, ItemList.SHOWN: 2, ItemList.SERVED: 3}
+LIST_KINDS = {ItemList.BOUGHT: 1, ItemList.SHOWN: 2, ItemList.SERVED: SERVED_LIST}
 LINK_BIT = bit(DataType.DEVICE, Purpose.LINK)
 GENERATIONS = 3
 CONTEXTS_CACHED_MAX = 50_000
@@ -85,6 +86,7 @@ class Applier:
             int(FactKind.ITEMS_PUT): self._items_put,
             int(FactKind.ITEMS_DELETED): self._items_deleted,
             int(FactKind.SERVED): self._served,
+            int(FactKind.SERVINGS): self._servings,
             int(FactKind.TICK): self._tick,
             int(FactKind.MODEL): self._model,
             int(FactKind.BACKFILL): self._backfill,
@@ -221,6 +223,9 @@ class Applier:
             record = self.state.touch(fact.key)  # Lists belong to fragments that hold state: decisions read no others.
             record.first_seen = record.first_seen or fact.at
             self._extend_list(fact.key, ItemList.SERVED, list(fact.items), fact.at)
+
+    def _servings(self, fact: ServingsFact, offset: int, append_time: int) -> None:
+        self.state.keep_servings(fact.rows, append_time)
 
     def _model(self, fact: ModelFact, offset: int, append_time: int) -> None:
         self.state.head.models = {**self.state.head.models, fact.role: (fact.file, fact.checksum)}

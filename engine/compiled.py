@@ -43,6 +43,7 @@ class CompiledConfiguration:
     plans: Mapping[str, SignalPlan]
     namespaces: Mapping[str, Namespace]
     exclusion_windows_ms: Mapping[str, Mapping[ItemList, int]]
+    served_window_ms: int  # the longest for which a placement does not offer again what was served
     event_age_max_ms: int
     event_ahead_max_ms: int
     duplicate_window_ms: int
@@ -93,6 +94,7 @@ def compile_configuration(
         plans=plans,
         namespaces=namespaces_of(configuration),
         exclusion_windows_ms=windows,
+        served_window_ms=max((window.get(ItemList.SERVED, 0) for window in windows.values()), default=0),
         event_age_max_ms=duration_ms(limits.event_age_max, "limits.event_age_max"),
         event_ahead_max_ms=duration_ms(limits.event_ahead_max, "limits.event_ahead_max"),
         duplicate_window_ms=duration_ms(limits.duplicate_window, "limits.duplicate_window"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,6 +21,7 @@ from tailorbird.engine.evidence import Chain, Evidence
 from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, ReasonDetail, Tier
+from tailorbird.engine.servings import Servings
 from tailorbird.engine.signals import Signal
 from tailorbird.engine.state import (
     NO_FRAGMENT,
@@ -73,8 +74,9 @@ _NO_WEIGHTS = np.zeros(0, np.float32)
 
 # Items with the times (ms) they were met at; and of an attribute its index, the person's values, their lifts, any other's.
 Mentions = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
-# A decision, the fragment its serving belongs to (empty: not to be recorded), and the numbers of its items.
-Answer = tuple[Decision, bytes, tuple[int, ...]]
+# A decision, the fragment its serving belongs to (empty: not to be recorded), the numbers of its items, and whether nothing
+# else may have happened to the fragment yet.
+Answer = tuple[Decision, bytes, tuple[int, ...], bool]
 Affinity = tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]
 
 
@@ -154,12 +156,12 @@ class Decider:
         store: Store,
         evidence: Evidence,
         hasher: IdentifierHasher,
-        recently_served: Callable[[bytes, int], list[tuple[int, tuple[int, ...]]]],
+        servings: Servings,
     ) -> None:
         self.store = store
         self.evidence = evidence
         self.hasher = hasher
-        self.recently_served = recently_served
+        self.servings = servings
         self._begin = store.environment.begin
         self._placed: dict[str, Placed] = {}
         self._compiled: CompiledConfiguration | None = None
@@ -331,7 +333,7 @@ class Decider:
             degraded=tuple(degraded),
         )
         served_key = person.served_key if placement.record_served and person.permitted & SERVED_CONSENT else b""
-        return decision, served_key, numbers
+        return decision, served_key, numbers, person.view is not None and person.view.first_seen == 0
 
     def read_features(
         self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], at: int
@@ -542,9 +544,8 @@ class Decider:
                         break
                 more = cursor.next()
             if SERVED_CODE in since:
-                for time, numbers in self.recently_served(fragment, at):
-                    if time // 1000 >= since[SERVED_CODE]:
-                        items.exclude(numbers)
+                for log in (self.evidence.served, *self.servings.logs):
+                    items.exclude_served(log, fragment, since[SERVED_CODE])
         return mentions
 
     def _affinities(self, view: RecordView, placed: Placed, at: int, permitted: int) -> list[Affinity]:

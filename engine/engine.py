@@ -29,7 +29,6 @@ from tailorbird.engine.facts import (
     ItemsDeletedFact,
     LinkFact,
     ModelFact,
-    ServedFact,
     SplitFact,
 )
 from tailorbird.engine.feature_table import FeatureReader, FeatureTable
@@ -45,7 +44,7 @@ from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decis
 from tailorbird.engine.score_model import ROLE, write_score
 from tailorbird.engine.score_training import train_score
 from tailorbird.engine.segments import SegmentChange, read_changes
-from tailorbird.engine.servings import Serving, Servings
+from tailorbird.engine.servings import Servings
 from tailorbird.engine.signals import IngestReport, Signal
 from tailorbird.engine.state import Layouts, read_layouts
 from tailorbird.engine.store import Head, Store, stale_categories
@@ -92,12 +91,12 @@ class Engine:
         self._turn = threading.RLock()
         self._reading = threading.RLock()
         self._writer = Writer(store, log, hasher, clock, configuration.limits.map_bytes) if lock is not None else None
+        self._servings = Servings()
         self._evidence = Evidence(store, directory.models)
-        self._decider = Decider(store, self._evidence, hasher, self._recently_served)
+        self._decider = Decider(store, self._evidence, hasher, self._servings)
         self._idle_deciders: list[Decider] = []  # of batches
         self._closed = False
         self._backfilling = threading.Lock()
-        self._servings = Servings()
         self._readers: dict[tuple[str, ...], FeatureReader] = {}
         self._reader: FeatureReader
         self._reader_of: Layouts | None = None
@@ -238,7 +237,7 @@ class Engine:
         )
         self._writer = Writer(self._store, self._log, self._hasher, self._clock, limits.map_bytes)
         self._evidence = Evidence(self._store, self.directory.models)
-        self._decider = Decider(self._store, self._evidence, self._hasher, self._recently_served)
+        self._decider = Decider(self._store, self._evidence, self._hasher, self._servings)
         self._idle_deciders.clear()
 
     def close(self) -> None:
@@ -514,7 +513,7 @@ class Engine:
                 decider = self._idle_deciders.pop()
             else:
                 evidence = Evidence(self._store, self.directory.models)
-                decider = Decider(self._store, evidence, self._hasher, self._recently_served)
+                decider = Decider(self._store, evidence, self._hasher, self._servings)
             answers = decider.decide_each(requests, self._clock())
             self._servings.begin_batch()
         try:
@@ -533,9 +532,9 @@ class Engine:
 
     def _record(self, answer: Answer) -> Decision:
         """Remember what was served, so that it is not served again, until it is written."""
-        decision, served_key, items = answer
-        if served_key and items and self._writer is not None:
-            self._servings.add(ServedFact(served_key, decision.placement, decision.at, items))
+        decision, fragment, items, is_first = answer
+        if fragment and items and self._writer is not None:
+            self._servings.add(fragment, decision.at, decision.placement, items, is_first)
         return decision
 
     def warm(self) -> None:
@@ -700,9 +699,6 @@ class Engine:
 
     # ---- servings ------------------------------------------------------------------------------------------------
 
-    def _recently_served(self, fragment: bytes, at: int) -> list[Serving]:
-        return self._servings.of(fragment)
-
     @property
     def servings_dropped_count(self) -> int:
         """How many servings were forgotten because they could not be written."""
@@ -739,7 +735,7 @@ class Engine:
             self._writer.append(*taken)
         except BaseException:
             with self._reading:
-                self._servings.give_back(taken)
+                self._servings.give_back()
             raise
         with self._reading:  # A decision under way may still read the state from before.
             self._servings.written()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from tailorbird.engine.statistics import Cell, Change, Statistics
 from tailorbird.engine.store import Head, Store, u64
 from tailorbird.engine.symbols import NO_SYMBOL
 from tailorbird.native.scoring import Prior
+from tailorbird.native.servings import ServedLog
 
 COOCCURRENCE = "cooccurrence"
 ORDER_MAX = 5_000
@@ -67,6 +69,9 @@ class Evidence:
         self.model_damage: Damaged | None = None
         self.scores: dict[str, ScoreModel] = {}  # by the feature they speak for
         self._score_files: dict[str, str] = {}
+        self.served = ServedLog()  # not in the lists yet
+        self._served_ends: deque[tuple[int, int]] = deque()  # of its rows: the sequence, and the end in `served`
+        self._served_followed = 0
         self._counts_followed = -1
         self._neighbours_name = ""
         self.scratch: npt.NDArray[np.float32] = np.zeros(0, np.float32)
@@ -95,6 +100,7 @@ class Evidence:
         self.catalogue.follow(self.store, txn, head)
         self._follow_counts(txn, head)
         self.follow_models(head)
+        self._follow_servings(txn, head)
         if len(self.scratch) < self.catalogue.items.count:
             size = max(1024, 2 * self.catalogue.items.count)
             self.scratch, self.touched = np.zeros(size, np.float32), np.zeros(size, np.uint32)
@@ -137,6 +143,24 @@ class Evidence:
                 np.ascontiguousarray(over_all["item"]), np.ascontiguousarray(over_all["count"])
             )
         self._counts_followed = head.count_changes_end
+
+    def _follow_servings(self, txn: lmdb.Transaction[Any], head: Head) -> None:
+        """Take in what was served since, and forget what the state keeps no longer, or has in lists now."""
+        if head.served_end == self._served_followed:
+            return
+        cursor = txn.cursor(db=self.store.tables["served"])
+        first = int.from_bytes(cursor.key(), "big") if cursor.first() else head.served_end
+        if first > self._served_followed:
+            self.served, self._served_ends = ServedLog(), deque()
+            self._served_followed = first
+        found = cursor.set_range(u64(self._served_followed))
+        while found:
+            self.served.extend(bytes(cursor.value()), 8)
+            self._served_ends.append((int.from_bytes(cursor.key(), "big"), self.served.end))
+            found = cursor.next()
+        while self._served_ends and self._served_ends[0][0] < first:
+            self.served.drop_before(self._served_ends.popleft()[1])
+        self._served_followed = head.served_end
 
     def follow_models(self, head: Head) -> None:
         """Read the models in force. One that is damaged or gone is left out and told in `model_damage`: decisions go on."""

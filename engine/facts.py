@@ -30,6 +30,7 @@ class FactKind(IntEnum):
     MODEL = 10
     BACKFILL = 16
     WARMED = 17
+    SERVINGS = 18
 
 
 class Anchor(msgspec.Struct, frozen=True, array_like=True):
@@ -108,12 +109,22 @@ class ItemsDeletedFact(_Fact, frozen=True):
 
 
 class ServedFact(_Fact, frozen=True):
-    """Items were served to the person of `key` at `at` (ms) in a placement."""
+    """Items were served to the person of `key` at `at` (ms) in a placement, of whom nothing else may be known yet."""
 
     key: bytes
     placement: str
     at: int
     items: tuple[int, ...]
+
+
+class ServingsFact(_Fact, frozen=True):
+    """Items were served to people whose fragments hold state, in the order of time.
+
+    `rows` are packed servings, see native/servings.pyx; the number of a placement is its place in `placements`.
+    """
+
+    placements: tuple[str, ...]
+    rows: tuple[bytes, ...]
 
 
 class TickFact(_Fact, frozen=True):
@@ -162,6 +173,7 @@ Fact = (
     | ModelFact
     | BackfillFact
     | WarmedFact
+    | ServingsFact
 )
 
 _TYPES: dict[FactKind, type[_Fact]] = {
@@ -177,6 +189,7 @@ _TYPES: dict[FactKind, type[_Fact]] = {
     FactKind.MODEL: ModelFact,
     FactKind.BACKFILL: BackfillFact,
     FactKind.WARMED: WarmedFact,
+    FactKind.SERVINGS: ServingsFact,
 }
 KINDS: dict[type[_Fact], FactKind] = {cls: kind for kind, cls in _TYPES.items()}
 _DECODERS = {int(kind): msgspec.msgpack.Decoder(cls) for kind, cls in _TYPES.items()}

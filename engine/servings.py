@@ -2,71 +2,92 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
-from tailorbird.engine.facts import ServedFact
+from tailorbird.engine.facts import ServedFact, ServingsFact
+from tailorbird.engine.state import SERVED_ROW_BYTES_MAX
+from tailorbird.native.servings import ServedLog
 
 # When, and which items.
 Serving = tuple[int, tuple[int, ...]]
-ByFragment = dict[bytes, list[Serving]]
+FACT_ROWS_MAX = 1_000  # so that no fact is near the largest record
 
 
 class Servings:
-    """Servings that wait to be written, and what must not be served again meanwhile."""
+    """Servings that wait to be written, and what must not be served again meanwhile.
+
+    `logs` are those a decision passes over, beside what the state holds.
+    """
 
     def __init__(self) -> None:
-        self.waiting: list[ServedFact] = []
+        self.waiting = ServedLog()
+        self.placements: dict[str, int] = {}
         self.dropped_count = 0
-        self._waiting_of: ByFragment = defaultdict(list)
-        self._being_written: ByFragment = {}
-        self._since_batches: ByFragment = defaultdict(list)
+        self._firsts: dict[bytes, ServedFact] = {}
+        self._taken_firsts: dict[bytes, ServedFact] = {}
+        self._being_written: ServedLog | None = None
+        self._since_batches = ServedLog()
         self._batch_count = 0
+        self._set_logs()
 
-    def add(self, serving: ServedFact) -> None:
-        """Remember what was just served."""
-        entry = serving.at, serving.items
-        self.waiting.append(serving)
-        self._waiting_of[serving.key].append(entry)
+    def _set_logs(self) -> None:
+        found = [self._being_written, self.waiting, self._since_batches if self._batch_count else None]
+        self.logs = tuple([log for log in found if log is not None])
+
+    def placement(self, name: str) -> int:
+        """Return the number by which servings of a placement are added."""
+        return self.placements.setdefault(name, len(self.placements))
+
+    def add(self, fragment: bytes, at: int, placement: str, items: tuple[int, ...], is_first: bool) -> None:
+        """Remember what was just served; `is_first` where nothing else may have happened to the fragment yet."""
+        number = self.placement(placement)
+        self.waiting.add(fragment, at, number, items)
+        if is_first:
+            self._firsts.setdefault(fragment, ServedFact(fragment, placement, at, ()))
         if self._batch_count:
-            self._since_batches[serving.key].append(entry)
+            self._since_batches.add(fragment, at, number, items)
 
     def of(self, fragment: bytes) -> list[Serving]:
         """Return what a fragment was served that a decision may not find in the state."""
-        found = self._waiting_of.get(fragment, [])
-        if self._being_written or self._batch_count:
-            found = found + self._being_written.get(fragment, []) + self._since_batches.get(fragment, [])
-        return found
+        return [serving for log in self.logs for serving in log.of(fragment)]
 
-    def take(self) -> list[ServedFact]:
+    def take(self) -> list[ServedFact | ServingsFact]:
         """Return all that waits, to be written; `written` or `give_back` follows."""
-        taken, self.waiting = self.waiting, []
-        self._being_written, self._waiting_of = self._waiting_of, defaultdict(list)
-        return taken
+        self._being_written, self.waiting = self.waiting, ServedLog()
+        self._taken_firsts, self._firsts = self._firsts, {}
+        self._set_logs()
+        rows, names = self._being_written.rows(SERVED_ROW_BYTES_MAX), tuple(self.placements)
+        starts = range(0, len(rows), FACT_ROWS_MAX)
+        return [
+            *self._taken_firsts.values(),
+            *(ServingsFact(names, rows[start : start + FACT_ROWS_MAX]) for start in starts),
+        ]
 
     def written(self) -> None:
         """Forget what was taken: decisions from now on find it in the state."""
-        self._being_written = {}
+        self._being_written, self._taken_firsts = None, {}
+        self._set_logs()
 
-    def give_back(self, taken: list[ServedFact]) -> None:
+    def give_back(self) -> None:
         """Let what was taken wait again, before what has come since."""
-        newer, self.waiting = self.waiting, taken
-        self._waiting_of, self._being_written = self._being_written, {}
-        for serving in newer:
-            self.waiting.append(serving)
-            self._waiting_of[serving.key].append((serving.at, serving.items))
+        assert self._being_written is not None
+        for row in self.waiting.rows(SERVED_ROW_BYTES_MAX):
+            self._being_written.extend(row)
+        self.waiting, self._being_written = self._being_written, None
+        self._firsts = self._taken_firsts | self._firsts
+        self._set_logs()
 
     def drop_oldest(self) -> None:
         """Forget one serving, where there is no room for more."""
-        oldest = self.waiting.pop(0)
-        del self._waiting_of[oldest.key][:1]
+        self.waiting.drop()
         self.dropped_count += 1
 
     def begin_batch(self) -> None:
         """Keep what is served from now on until the batch ends: it does not see what is written meanwhile."""
         self._batch_count += 1
+        self._set_logs()
 
     def end_batch(self) -> None:
         """A batch is over."""
         self._batch_count -= 1
         if not self._batch_count:
-            self._since_batches.clear()
+            self._since_batches = ServedLog()
+            self._set_logs()

@@ -26,6 +26,7 @@ from tailorbird.engine.items import Item
 from tailorbird.engine.store import HEAD_ROW, IDENTIFIER_ROW, LIST_ROWS, Head, Store, scan, u32, u64
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.native.record import Record, RecordError, stored_layout_version
+from tailorbird.native.servings import entries_by_fragment
 
 RECORDS_CACHED_MAX = 16_384
 KEYS_CACHED_MAX = 400_000
@@ -34,6 +35,11 @@ LISTS_CHUNK_BYTES = 1_800
 LISTS_CHUNK_ENTRIES = (LISTS_CHUNK_BYTES - 8) // 8
 OLDEST_CHUNK_NUMBER = 0xFFFFFFFF  # chunks count down from it, so that the newest is met first
 NO_FRAGMENT = bytes(16)
+SERVED_LIST = 3
+SERVED_ROW_BYTES_MAX = 1_800  # two to a page
+# Of all servings kept by time, which deciders hold in memory, and of those that go into lists at once.
+SERVED_BYTES_MAX = 32 << 20
+SERVED_BYTES_FOLDED = 4 << 20
 CHANGES_KEPT = 200_000
 
 
@@ -603,6 +609,34 @@ class State:
             chunk += entries[:room]
             entries = entries[room:]
             self.txn.put(prefix + u32(number), chunk, db=self.tables["people"])
+
+    def keep_servings(self, rows: Iterable[bytes], append_time: int) -> None:
+        """Keep packed servings, appended at `append_time` (ms), for as long as a placement looks back.
+
+        Past `SERVED_BYTES_MAX` the oldest go into the lists of their fragments, many of a fragment in one write.
+        """
+        head, table, put = self.head, self.tables["served"], self.txn.put
+        prefix = u64(append_time)
+        for row in rows:
+            put(u64(head.served_end), prefix + row, db=table, append=True)
+            head.served_end += 1
+            head.served_bytes += len(row)
+        oldest = append_time - self.compiled.served_window_ms
+        cursor = self.txn.cursor(db=table)
+        while cursor.first() and int.from_bytes(cursor.value()[:8], "big") < oldest:
+            head.served_bytes -= len(cursor.value()) - 8
+            cursor.delete()
+        if head.served_bytes <= SERVED_BYTES_MAX:
+            return
+        found: dict[bytes, bytearray] = {}
+        while head.served_bytes > SERVED_BYTES_MAX - SERVED_BYTES_FOLDED and cursor.first():
+            row = cursor.value()[8:]
+            entries_by_fragment(row, found)
+            head.served_bytes -= len(row)
+            cursor.delete()
+        entries_max = self.compiled.configuration.limits.list_entries_max
+        for fragment in sorted(found):
+            self.extend_list(fragment, SERVED_LIST, bytes(found[fragment]), entries_max)
 
     # ---- ledgers -------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from tailorbird.engine.resident import make_resident
 
 # py-lmdb ships two engines whose files differ; this one is recorded in `meta` and asked for by name.
 LMDB_ENGINE = 0
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 READERS_MAX = 2048
 
 TABLES = (
@@ -32,6 +32,7 @@ TABLES = (
     "touched",
     "memberships",
     "outbox",
+    "served",
     "edges",
     "links",
     "consents",
@@ -63,7 +64,8 @@ class Head(msgspec.Struct, array_like=True):
 
     `position` is the next log offset. The `*_end` fields are the next sequence of their change feed. `warming` names the
     features that are not backfilled yet; `newest_of_category` is the newest event time of each signal category; `currency` is
-    that of the first amount of money; `touched` counts the fragments whose segments are to be read anew.
+    that of the first amount of money; `touched` counts the fragments whose segments are to be read anew; `served_bytes` is what the
+    rows of `served` take.
     """
 
     position: int = 0
@@ -87,6 +89,8 @@ class Head(msgspec.Struct, array_like=True):
     currency: str = ""
     touched: int = 0
     outbox_end: int = 0
+    served_end: int = 0
+    served_bytes: int = 0
 
 
 def stale_categories(head: Head, targets: Mapping[DataType, int], at: int) -> list[DataType]:

@@ -4,6 +4,8 @@ from typing import Final, final
 import numpy as np
 import numpy.typing as npt
 
+from tailorbird.native.servings import ServedLog
+
 UNKNOWN_ITEM: Final[int]
 
 # (item number, id, score, reason code, affinity index)
@@ -59,6 +61,7 @@ class ItemTable:
     def begin(self) -> None: ...
     def exclude(self, numbers: Iterable[int]) -> None: ...
     def exclude_listed(self, chunk: bytes, since_s: int) -> None: ...
+    def exclude_served(self, log: ServedLog, fragment: bytes, since_s: int) -> None: ...
     def rank(
         self,
         candidates: Candidates,

@@ -17,6 +17,10 @@ cdef extern from "Python.h":
     void* PyUnicode_DATA(PyObject* text)
     Py_ssize_t PyUnicode_GET_LENGTH(PyObject* text)
 
+from tailorbird.native.servings cimport (
+    TB_FRAGMENT_BYTES, TB_NOWHERE, ServedLog, tb_served, tb_served_at, tb_served_before, tb_served_items, tb_served_log,
+    tb_served_newest,
+)
 from tailorbird.native.wire cimport Ids
 
 import numpy as np
@@ -600,6 +604,26 @@ cdef class ItemTable:
             entry = tb_chunk_entry(PyBytes_AS_STRING(chunk), i)
             if entry.time_s >= since_s and entry.item < self.items.count:
                 tb_mark(&self.marks, self.marks.excluded, entry.item)
+
+    def exclude_served(self, ServedLog log not None, bytes fragment not None, int64_t since_s):
+        """Exclude what a fragment was served no longer ago than `since_s`, seconds since 1970."""
+        if PyBytes_GET_SIZE(fragment) != TB_FRAGMENT_BYTES:
+            raise ValueError(f"expected a fragment of {TB_FRAGMENT_BYTES} bytes, got {len(fragment)}")
+        self._exclude_served(&log.log, <const uint8_t*>PyBytes_AS_STRING(fragment), since_s)
+
+    cdef void _exclude_served(self, const tb_served_log* log, const uint8_t* fragment, int64_t since_s) noexcept:
+        cdef uint64_t place = tb_served_newest(log, fragment)
+        cdef const tb_served* served
+        cdef const uint32_t* items
+        cdef uint32_t i
+        while place != TB_NOWHERE:
+            served = tb_served_at(log, place)
+            items = tb_served_items(served)
+            if served.serving.at // 1000 >= since_s:
+                for i in range(served.serving.item_count):
+                    if items[i] < self.items.count:
+                        tb_mark(&self.marks, self.marks.excluded, items[i])
+            place = tb_served_before(log, place)
 
     def rank(self, candidates, Py_ssize_t k, uint32_t now_s, Prior prior not None, *, bint require_stock=True,
              const uint8_t[::1] allowed=None, tuple together=None, tuple affinities=(), const float[::1] vector=None,

@@ -571,7 +571,7 @@ def test_decisions_go_on_when_servings_can_no_longer_be_written(
     assert len(engine._servings.waiting) == 2
     full.room = None
     engine.flush()
-    assert engine._servings.waiting == []
+    assert engine.servings_waiting_count == 0
 
 
 LIMITED = """

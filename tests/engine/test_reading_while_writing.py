@@ -96,7 +96,7 @@ def test_servings_wait_where_a_writer_is_at_work_and_only_then_are_forgotten(
     assert engine.servings_dropped_count == 3
     held.end()
     engine.flush()
-    assert engine._servings.waiting == []
+    assert engine.servings_waiting_count == 0
 
 
 def test_readers_and_writers_in_many_threads_come_to_the_same(engine: Engine) -> None:
