@@ -33,7 +33,8 @@ class Catalogue:
         self.followed = 0
         self.version = 0
         self._rules = {p.name: p for p in configuration.placements if p.where or p.tags}
-        self._allowed: dict[str, npt.NDArray[np.uint8]] = {name: np.zeros(1024, np.uint8) for name in self._rules}
+        # By placement with rules of its own.
+        self.allowances: dict[str, npt.NDArray[np.uint8]] = {name: np.zeros(1024, np.uint8) for name in self._rules}
 
     def follow(self, store: Store, txn: lmdb.Transaction[Any], head: Head) -> None:
         """Take in every item changed since the last call."""
@@ -71,14 +72,14 @@ class Catalogue:
         else:
             self.names[number] = item.name
         for name, placement in self._rules.items():
-            allowed = self._allowed[name]
+            allowed = self.allowances[name]
             if number >= len(allowed):
-                self._allowed[name] = allowed = np.concatenate([allowed, np.zeros_like(allowed)])
+                self.allowances[name] = allowed = np.concatenate([allowed, np.zeros_like(allowed)])
             allowed[number] = _satisfies(placement, row)
 
     def allowed(self, placement: str) -> npt.NDArray[np.uint8] | None:
         """Return which items a placement's own rules admit, None when it has none."""
-        return self._allowed.get(placement)
+        return self.allowances.get(placement)
 
 
 def _satisfies(placement: Placement, row: ItemRow) -> bool:

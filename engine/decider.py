@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tailorbird.engine.applier import LIST_KINDS, product_lines
 from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.configuration import Placement
-from tailorbird.engine.consent import ConsentMasks, DataType, Purpose, bit, permitted
+from tailorbird.engine.consent import ALL_BITS, ConsentMasks, DataType, Purpose, bit, permitted
 from tailorbird.engine.dayparts import DAYPART, with_daypart
 from tailorbird.engine.errors import CallerError, NotFound, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Chain, Evidence
@@ -37,11 +37,13 @@ from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import ItemList
 from tailorbird.native import history as native_history
 from tailorbird.native import neighbours as native_neighbours
+from tailorbird.native.decision import QuickContext, QuickDecider, QuickPlan
 from tailorbird.native.record import FRESH, MASKED, Record, RecordError, RecordView
 from tailorbird.native.scoring import UNKNOWN_ITEM
 
 if TYPE_CHECKING:
     from tailorbird.native.scoring import Together
+    from tailorbird.native.wire import DecisionEncoder
 
 WHOLE_CATALOGUE_MAX = 20_000
 RECENT_ITEMS_MAX = 256
@@ -68,7 +70,7 @@ _DIGITS = {
 }
 REASONS: dict[int, tuple[Reason, ...]] = {0: (Reason.NEW,), **{code: (reason,) for code, reason in _DIGITS.items()}}
 OF_THE_ITEM = frozenset({Reason.AFFINITY, Reason.BOUGHT_TOGETHER})
-PERSON, CONTEXT, POPULAR, CATALOGUE, EMPTY = Tier  # looked up once: an enumeration's attributes are slow
+TIERS = PERSON, CONTEXT, POPULAR, CATALOGUE, EMPTY = tuple(Tier)  # looked up once: an enumeration's attributes are slow
 _NO_ITEMS = np.zeros(0, np.uint32)
 _NO_WEIGHTS = np.zeros(0, np.float32)
 
@@ -167,6 +169,14 @@ class Decider:
         self._compiled: CompiledConfiguration | None = None
         self._view = RecordView()
         self._count = 0
+        namespaces = {
+            name.encode(): (hasher.plain[name], namespace.priority) for name, namespace in hasher.namespaces.items()
+        }
+        self._quick = QuickDecider(
+            namespaces, hasher.plain_person, servings, self._decision_id, self._quick_context, self._quick_reasons
+        )
+        self._quick_of: tuple[CompiledConfiguration, bool] | None = None
+        self._quick_moment = -1
         self._keys = np.zeros(64, np.uint64)
         self._weights = np.zeros(64, np.float32)
         self._items = np.zeros(128, np.uint32)
@@ -236,10 +246,7 @@ class Decider:
         degraded: list[str] = []
         person = self._person(txn, request, degraded)
         given = self._fold_events(txn, person, request.events, compiled, at) if request.events else _NO_ITEMS
-        context: Mapping[str, str] = request.context
-        if DAYPART in compiled.count_dimensions:
-            context = with_daypart(context, at, compiled.configuration.zone)
-        chain = evidence.chain(context)
+        chain = self._chain(request.context, at, compiled)
         items = evidence.catalogue.items
         items.begin()
         if refused:
@@ -305,18 +312,13 @@ class Decider:
         if evidence.model_damage is not None:
             degraded.append(evidence.model_damage.reason)
         if compiled.freshness_ms:
-            stale = stale_categories(evidence.head, compiled.freshness_ms, at)
-            degraded += [f"STALE_{category.name}" for category in stale]
+            degraded += self._stale(at)
         if not winners:
             tier = EMPTY
-        elif known.speaks:
-            tier = PERSON
-        elif chain.has_evidence:
-            tier = CONTEXT
         else:
-            tier = POPULAR if evidence.over_all.total > 0.0 else CATALOGUE
+            tier = PERSON if known.speaks else self._tier_without_person(chain)
         decision = Decision(
-            decision_id=self._decision_id(request, at),
+            decision_id=self._decision_id(request.request_id, at),
             placement=placement.name,
             items=decided,
             tier=tier,
@@ -357,6 +359,84 @@ class Decider:
             return None
         finally:
             txn.abort()
+
+    # ---- the common decision, without objects ---------------------------------------------------------------------
+
+    def decide_encoded(self, request: bytes, encoder: DecisionEncoder, now: int) -> bytes | None:
+        """Return the encoded decision on an encoded request, its serving remembered; None where `decide` must be asked."""
+        txn = self._begin()
+        try:
+            self.evidence.follow(txn)
+            if self._quick_moment != self.evidence.moment:
+                self._quick_follow(encoder)
+            return self._quick.decide(request, txn.cursor(db=self.store.tables["people"]), now)
+        finally:
+            txn.abort()
+
+    def _quick_follow(self, encoder: DecisionEncoder) -> None:
+        """Let the quick decider see what `decide` would see now."""
+        evidence, compiled = self.evidence, self._take_up_configuration()
+        quick_of = compiled, evidence.neighbours is None
+        if self._quick_of != quick_of:
+            limits = compiled.configuration.limits
+            self._quick.take_up(
+                encoder,
+                compiled.features.layout,
+                [self._quick_plan(placed) for placed in self._placed.values() if self._is_quick(placed)],
+                version=compiled.version,
+                candidates_max=limits.candidates_max,
+                k_max=limits.k_max,
+                always=permitted(0, 0, 0, compiled.configuration.jurisdiction),
+                all_bits=ALL_BITS,
+                served_consent=SERVED_CONSENT,
+                served_code=SERVED_CODE,
+                notable=NOTABLE,
+                has_daypart=DAYPART in compiled.count_dimensions,
+            )
+            self._quick_of = quick_of
+        damage, catalogue = evidence.model_damage, evidence.catalogue
+        self._quick.follow(
+            catalogue.items,
+            evidence.served,
+            catalogue.allowances,
+            (damage.reason,) if damage is not None else (),
+            evidence.head.position,
+            self._stale if compiled.freshness_ms else None,
+        )
+        self._quick_moment = evidence.moment
+
+    def _is_quick(self, placed: Placed) -> bool:
+        """Return whether nothing but popularity and the person's vector ranks what is given."""
+        return not placed.affinity and (self.evidence.neighbours is None or not (placed.recent or placed.speaking))
+
+    def _quick_plan(self, placed: Placed) -> QuickPlan:
+        assert self._compiled is not None
+        declaration = placed.declaration
+        return QuickPlan(
+            self._compiled.features.layout,
+            declaration.name,
+            self.servings.placement(declaration.name),
+            declaration.k,
+            require_stock=declaration.require_stock,
+            record_served=declaration.record_served,
+            features=np.array(placed.features, np.int32),
+            exclude_recent=np.array(placed.exclude_recent, np.int32),
+            vector=placed.vector if placed.vector is not None else np.zeros(0, np.int32),
+            vector_log=placed.vector_log,
+            windows=placed.windows,
+        )
+
+    def _quick_context(self, context: dict[str, str], at: int) -> QuickContext | None:
+        compiled = self._take_up_configuration()
+        try:
+            _check_context(context, compiled.configuration.limits.field_bytes_max)
+        except CallerError:
+            return None
+        chain = self._chain(context, at, compiled)
+        return QuickContext(chain.prior, TIERS.index(self._tier_without_person(chain)) + 1, chain)
+
+    def _quick_reasons(self, context: QuickContext, code: int) -> tuple[ReasonDetail, ...]:
+        return self._common_reasons(context.chain, code)
 
     # ---- who -----------------------------------------------------------------------------------------------------
 
@@ -601,14 +681,23 @@ class Decider:
     ) -> tuple[ReasonDetail, ...]:
         """Return why an item stands where it stands, the strongest reason first."""
         named = REASONS.get(code) or _reasons_of(code)
-        reasons = tuple(
+        if not OF_THE_ITEM.intersection(named):
+            return self._common_reasons(chain, code)
+        return tuple(
             [
                 ReasonDetail(reason, self._detail(txn, placed, chain, known, reason, item, affinity_index))
                 for reason in named
             ]
         )
-        if not OF_THE_ITEM.intersection(named):  # Then every item of this context has the same.
-            chain.reasons[code] = reasons
+
+    def _common_reasons(self, chain: Chain, code: int) -> tuple[ReasonDetail, ...]:
+        """Return the reasons of a code that every item of a context has for the same cause."""
+        reasons = chain.reasons.get(code)
+        if reasons is None:
+            named = REASONS.get(code) or _reasons_of(code)
+            reasons = chain.reasons[code] = tuple(
+                [ReasonDetail(reason, chain.label if reason is Reason.POPULAR_IN_CONTEXT else "") for reason in named]
+            )
         return reasons
 
     def _detail(
@@ -637,12 +726,30 @@ class Decider:
             return catalogue.items.id(int(known.recent[source])) if source >= 0 else ""
         return ""
 
-    def _decision_id(self, request: DecideRequest, at: int) -> str:
+    def _decision_id(self, request_id: str, at: int) -> str:
         """Return an opaque id; the same request id gives the same one."""
-        if request.request_id:
-            return self.hasher.message_key("decision", request.request_id).hex()
+        if request_id:
+            return self.hasher.message_key("decision", request_id).hex()
         self._count += 1
         return f"{at:012x}{self._count:08x}"
+
+    def _chain(self, context: Mapping[str, str], at: int, compiled: CompiledConfiguration) -> Chain:
+        """Return what is known of a context, which is told the part of the day where that counts."""
+        if DAYPART in compiled.count_dimensions:
+            context = with_daypart(context, at, compiled.configuration.zone)
+        return self.evidence.chain(context)
+
+    def _tier_without_person(self, chain: Chain) -> Tier:
+        """Return what carries an answer that nothing of the person does."""
+        if chain.has_evidence:
+            return CONTEXT
+        return POPULAR if self.evidence.over_all.total > 0.0 else CATALOGUE
+
+    def _stale(self, at: int) -> list[str]:
+        """Return what the answer must say of categories that are past their declared freshness."""
+        assert self._compiled is not None
+        stale = stale_categories(self.evidence.head, self._compiled.freshness_ms, at)
+        return [f"STALE_{category.name}" for category in stale]
 
     def _take_up_configuration(self) -> CompiledConfiguration:
         assert self.evidence.layouts is not None

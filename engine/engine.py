@@ -51,6 +51,7 @@ from tailorbird.engine.store import Head, Store, stale_categories
 from tailorbird.engine.training import train_cooccurrence
 from tailorbird.engine.training_set import training_set
 from tailorbird.engine.writer import Writer
+from tailorbird.native.wire import DecisionEncoder
 
 SERVINGS_QUEUED_MAX = 10_000
 READERS_KEPT = 64  # sets of feature names whose readers are kept
@@ -472,6 +473,17 @@ class Engine:
             decision = self._record(self._decider.decide(request, self._clock()))
         self._relieve_servings()
         return decision
+
+    def decide_encoded(self, request: bytes, encoder: DecisionEncoder) -> bytes | None:
+        """Return what `decide` would, as DecideResponse, for the bytes of a DecideRequest; None where `decide` is to be asked.
+
+        It answers the common requests, at a third of the cost, and never with an error.
+        """
+        with self._reading:
+            answer = self._decider.decide_encoded(request, encoder, self._clock())
+        if answer is not None:
+            self._relieve_servings()
+        return answer
 
     def decide_page(self, request: PageRequest) -> list[Decision]:
         """Return the decisions on the placements of one page, in their order, of one moment, and no item twice.

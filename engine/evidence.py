@@ -60,7 +60,7 @@ class Evidence:
         self.store = store
         self.models = models
         self.head = Head()
-        self._transaction_id = -1
+        self.moment = -1  # changes with the state
         self.layouts: Layouts | None = None
         self._in_force: tuple[int, list[str]] = (-1, [])
         self.catalogue: Catalogue
@@ -86,7 +86,7 @@ class Evidence:
 
     def follow(self, txn: lmdb.Transaction[Any]) -> Head:
         """Bring everything to the moment of a read transaction and return its head."""
-        if txn.id() == self._transaction_id:
+        if txn.id() == self.moment:
             return self.head
         head = self.store.read_head(txn)
         in_force = head.configuration, head.warming
@@ -109,7 +109,7 @@ class Evidence:
         self.scale = statistics.scale(head.latest_event_time) if statistics.landmark else 1.0
         self.over_all = Level(statistics.everything.total * self.scale, statistics.strength(statistics.everything))
         self._chains.clear()
-        self.head, self._transaction_id = head, txn.id()
+        self.head, self.moment = head, txn.id()
         return head
 
     def _follow_counts(self, txn: lmdb.Transaction[Any], head: Head) -> None:

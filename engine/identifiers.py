@@ -125,12 +125,13 @@ class IdentifierHasher:
         for name, state in self._anchor_states.items():
             state.update(name.encode() + b"\0")
         # What is plain is its own canonical form and no placeholder of ours: hashed natively, unless more are refused.
-        self._plain = {
+        self.plain = {
             name: PlainHasher(key, b"anchor", name.encode() + b"\0")
             if not extra and name not in ("email", "phone")
             else None
             for name in namespaces
         }
+        self.plain_person = PlainHasher(key, b"person", b"")  # whose digests `person_id` gives
         self._message_state = blake2b(digest_size=HASH_BYTES, key=key, person=b"message")
         self._person_state = blake2b(digest_size=HASH_BYTES, key=key, person=b"person")
 
@@ -148,7 +149,7 @@ class IdentifierHasher:
             return anchor
         anchor = self._older[namespace].get(raw)
         if anchor is None:
-            plain = self._plain[namespace]
+            plain = self.plain[namespace]
             digest = plain.digest(raw) if plain is not None else None
             if digest is None:
                 state = self._anchor_states[namespace].copy()
@@ -166,7 +167,7 @@ class IdentifierHasher:
 
         Raises `IdentifierError` UNKNOWN_NAMESPACE. Nothing is remembered.
         """
-        plain = self._plain.get(namespace)
+        plain = self.plain.get(namespace)
         found: list[bytes | None] = plain.digests(values) if plain is not None else [None for _ in values]
         if None in found:
             for place, value in enumerate(values):

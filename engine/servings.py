@@ -14,7 +14,7 @@ FACT_ROWS_MAX = 1_000  # so that no fact is near the largest record
 class Servings:
     """Servings that wait to be written, and what must not be served again meanwhile.
 
-    `logs` are those a decision passes over, beside what the state holds.
+    `logs` are those a decision passes over, beside what the state holds; `taking` those that what it serves is added to.
     """
 
     def __init__(self) -> None:
@@ -26,11 +26,14 @@ class Servings:
         self._being_written: ServedLog | None = None
         self._since_batches = ServedLog()
         self._batch_count = 0
+        self.logs: tuple[ServedLog, ...]
+        self.taking: tuple[ServedLog, ...]
         self._set_logs()
 
     def _set_logs(self) -> None:
         found = [self._being_written, self.waiting, self._since_batches if self._batch_count else None]
         self.logs = tuple([log for log in found if log is not None])
+        self.taking = (self.waiting, self._since_batches) if self._batch_count else (self.waiting,)
 
     def placement(self, name: str) -> int:
         """Return the number by which servings of a placement are added."""
@@ -39,11 +42,10 @@ class Servings:
     def add(self, fragment: bytes, at: int, placement: str, items: tuple[int, ...], is_first: bool) -> None:
         """Remember what was just served; `is_first` where nothing else may have happened to the fragment yet."""
         number = self.placement(placement)
-        self.waiting.add(fragment, at, number, items)
+        for log in self.taking:
+            log.add(fragment, at, number, items)
         if is_first:
             self._firsts.setdefault(fragment, ServedFact(fragment, placement, at, ()))
-        if self._batch_count:
-            self._since_batches.add(fragment, at, number, items)
 
     def of(self, fragment: bytes) -> list[Serving]:
         """Return what a fragment was served that a decision may not find in the state."""

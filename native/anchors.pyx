@@ -10,20 +10,10 @@ from cpython.unicode cimport PyUnicode_Check
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
 
-cdef extern from "blake2b.h" nogil:
-    ctypedef struct tb_blake2b:
-        pass
-    void tb_blake2b_begin(tb_blake2b* state, const uint8_t* key, size_t key_bytes, const uint8_t* person) noexcept
-    void tb_blake2b_digest(const tb_blake2b* begun, const uint8_t* message, size_t length, uint8_t* digest) noexcept
-
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
     void* PyUnicode_DATA(object text)
-
-cdef enum:
-    PREFIX_BYTES_MAX = 128
-    PLAIN_BYTES_MAX = 64
 
 
 cdef uint8_t IS_PLAIN[256]
@@ -47,10 +37,6 @@ cdef bint is_plain(const uint8_t* text, Py_ssize_t length) noexcept nogil:
 cdef class PlainHasher:
     """BLAKE2b-128 of `prefix` and an identifier, with a key of 16 to 64 bytes and a personalisation of at most 16."""
 
-    cdef tb_blake2b begun
-    cdef uint8_t message[PREFIX_BYTES_MAX + PLAIN_BYTES_MAX]
-    cdef Py_ssize_t prefix_bytes
-
     def __cinit__(self, bytes key not None, bytes person not None, bytes prefix not None):
         cdef bytes padded = person.ljust(16, b"\0")
         if not 1 <= len(key) <= 64 or len(person) > 16 or len(prefix) > PREFIX_BYTES_MAX:
@@ -69,9 +55,13 @@ cdef class PlainHasher:
         length = PyUnicode_GET_LENGTH(text)
         if not is_plain(data, length):
             return None
-        memcpy(self.message + self.prefix_bytes, data, length)
-        tb_blake2b_digest(&self.begun, self.message, self.prefix_bytes + length, digest)
+        self.hash(data, length, digest)
         return PyBytes_FromStringAndSize(<char*>digest, 16)
+
+    cdef void hash(self, const uint8_t* text, Py_ssize_t length, uint8_t* digest) noexcept:
+        """Write the digest of at most `PLAIN_BYTES_MAX` bytes, whatever they are."""
+        memcpy(self.message + self.prefix_bytes, text, length)
+        tb_blake2b_digest(&self.begun, self.message, self.prefix_bytes + length, digest)
 
     def digest(self, text):
         """The digest of one identifier, None where it is not plain."""

@@ -310,6 +310,7 @@ static inline int16_t tb_quantise(const float *values, size_t count, int16_t *ma
 #else
 #define TB_WIDE
 #endif
+#define TB_UNUSED __attribute__((unused)) /* in some of the extensions that include this */
 #define TB_INLINE static inline __attribute__((always_inline)) /* what such a loop calls, or it would be narrow */
 
 /* Dot product over 16 lanes, added as a fixed tree: the same bits at any vector width. */
@@ -429,7 +430,7 @@ TB_INLINE void tb_score_read(const tb_evidence *evidence, const uint32_t *number
 }
 
 /* Scores up to TB_BATCH items. */
-TB_WIDE static void tb_score(const tb_evidence *evidence, const tb_items *items, const uint32_t *numbers, size_t count,
+TB_WIDE TB_UNUSED static void tb_score(const tb_evidence *evidence, const tb_items *items, const uint32_t *numbers, size_t count,
                              tb_scores *scores) {
     for (size_t i = 0; i < count; i++) tb_read_item(evidence, items, numbers[i], i, scores);
     tb_score_read(evidence, numbers, count, 1, scores);
@@ -569,6 +570,11 @@ typedef struct {
     double estimate_sum;    /* of the eligible, before lifts */
 } tb_ranking;
 
+/* What scores are multiplied with, so that with lifts they sum to what they sum to without. */
+static inline double tb_normaliser(const tb_ranking *ranking) {
+    return ranking->score_sum > 0.0 ? ranking->estimate_sum / ranking->score_sum : 1.0;
+}
+
 /* Whether a candidate is to be scored: met for the first time, known, not excluded, admissible. */
 static inline int tb_admit(const tb_rules *rules, const tb_items *items, tb_marks *marks, uint32_t number, tb_ranking *ranking) {
     if (number >= items->count || tb_mark(marks, marks->met, number)) return 0;
@@ -601,7 +607,7 @@ TB_INLINE void tb_rank_read(const tb_evidence *evidence, const tb_items *items, 
  *
  * What is read of a candidate is asked for a few turns ahead, and no faster than it is worked off: where too many lines are on
  * their way, the processor drops what else it is asked for. */
-TB_WIDE static void tb_rank(const tb_evidence *evidence, const tb_rules *rules, const tb_items *items, tb_marks *marks,
+TB_WIDE TB_UNUSED static void tb_rank(const tb_evidence *evidence, const tb_rules *rules, const tb_items *items, tb_marks *marks,
                             const uint32_t *candidates, size_t count, size_t k, tb_ranked *heap, tb_ranking *ranking) {
     uint32_t numbers[TB_BATCH];
     tb_scores scores;

@@ -28,120 +28,6 @@ import numpy as np
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** pointer, size_t alignment, size_t size)
 
-cdef extern from "scoring.h" nogil:
-    enum: TB_LIVE
-    enum: TB_LANES
-    enum: TB_BATCH
-    enum: TB_AHEAD
-    enum: TB_LOOKUP_BATCH
-    enum: TB_ID_INLINE
-    enum: TB_CACHE_LINE
-    enum: TB_LEVELS_MAX
-    enum: TB_AFFINITIES_MAX
-    const uint32_t TB_UNKNOWN
-    ctypedef union tb_item_id_bytes:
-        char* bytes "bytes"
-        uint64_t offset
-    ctypedef struct tb_item:
-        double count
-        uint16_t flags
-        int16_t exponent
-        int32_t stock
-        uint32_t start_s
-        uint32_t end_s
-        uint64_t id_length
-        tb_item_id_bytes id "id"
-    ctypedef struct tb_items:
-        unsigned char* block
-        size_t stride
-        size_t width
-        uint32_t count
-        const char* arena
-    const size_t TB_HUGE_PAGE
-    ctypedef struct tb_id_slot:
-        uint32_t number
-    ctypedef struct tb_cell_slot:
-        double count
-        uint32_t item
-    ctypedef struct tb_level:
-        const tb_cell_slot* slots
-        uint64_t slot_mask
-        const double* dense
-        uint32_t dense_count
-        double total
-        double strength
-        double share
-    ctypedef struct tb_affinity:
-        const uint64_t* symbols
-        const uint64_t* keys
-        const double* lifts
-        size_t key_count
-        double other_lift
-    ctypedef struct tb_evidence:
-        double scale
-        double total
-        double uniform_strength
-        double uniform
-        double share
-        size_t level_count
-        tb_level levels[8]
-        const float* together
-        double together_scale
-        double together_support
-        double together_strength
-        double together_exponent
-        size_t affinity_count
-        tb_affinity affinities[8]
-        const float* vector
-    ctypedef struct tb_scores:
-        double* base
-        double* in_context
-        double* together_share
-        double* affinity_lift
-        double* vector_lift
-        double* score
-        int32_t* affinity_index
-    ctypedef struct tb_marks:
-        uint64_t* excluded
-        uint64_t* met
-        size_t word_count
-        uint32_t* noted
-        size_t noted_count
-    int tb_mark(tb_marks* marks, uint64_t* bits, uint32_t number)
-    void tb_marks_clear(tb_marks* marks)
-    ctypedef struct tb_rules:
-        uint32_t now_s
-        int require_stock
-        const uint8_t* allowed
-    ctypedef struct tb_ranked:
-        float score
-        uint32_t item
-    ctypedef struct tb_ranking:
-        size_t kept
-        size_t candidate_count
-        size_t excluded_count
-        size_t eligible_count
-        double score_sum
-        double estimate_sum
-    void tb_advise_huge(void* block, size_t bytes_)
-    void tb_prefetch(const void* place)
-    tb_item* tb_item_at(const tb_items* items, uint32_t number)
-    int16_t* tb_item_embedding(tb_item* item)
-    const char* tb_item_id(const tb_items* items, const tb_item* item)
-    uint64_t tb_id_hash(const char* id_, size_t length)
-    void tb_id_insert(tb_id_slot* slots, uint64_t slot_mask, uint64_t hash_, uint32_t number)
-    size_t tb_id_find_batch(const tb_id_slot* slots, uint64_t slot_mask, const tb_items* items, const char** ids,
-                            const size_t* lengths, size_t count, uint32_t* numbers)
-    double tb_level_count(const tb_level* level, uint32_t item)
-    int tb_cell_set(tb_cell_slot* slots, uint64_t slot_mask, uint32_t item, double count)
-    uint32_t tb_reason_code(const tb_scores* scores, size_t i, double uniform, double notable)
-    double tb_signed_log1p(double x)
-    int16_t tb_quantise(const float* values, size_t count, int16_t* mantissas)
-    void tb_score(const tb_evidence* evidence, const tb_items* items, const uint32_t* numbers, size_t count, tb_scores* scores)
-    double tb_together_scale(const tb_evidence* evidence, const tb_items* items, const uint32_t* touched, size_t touched_count)
-    void tb_rank(const tb_evidence* evidence, const tb_rules* rules, const tb_items* items, tb_marks* marks,
-                 const uint32_t* candidates, size_t count, size_t k, tb_ranked* heap, tb_ranking* ranking)
-
 cdef extern from "history.h" nogil:
     ctypedef struct tb_entry:
         uint32_t item
@@ -332,9 +218,6 @@ cdef class Prior:
     Made afresh whenever a cell changes. Raises ValueError for what is negative or not finite, or a strength of 0.
     """
 
-    cdef tb_evidence evidence
-    cdef tuple levels
-
     def __cinit__(self, double scale=1.0, double total=0.0, double uniform_strength=1.0, tuple levels=()):
         cdef CellTable cell
         if len(levels) > TB_LEVELS_MAX:
@@ -360,20 +243,6 @@ cdef class ItemTable:
     `attribute_count` symbol columns, and an embedding of `dimension` 16-bit numbers behind each item, padded to 16 lanes.
     Marks tell what a ranking excludes and has met; `begin` takes all of them off.
     """
-
-    cdef readonly Py_ssize_t attribute_count
-    cdef readonly Py_ssize_t dimension
-    cdef readonly uint32_t live_count
-    cdef tb_items items
-    cdef uint32_t capacity
-    cdef tb_marks marks
-    cdef tb_id_slot* slots
-    cdef uint64_t slot_mask
-    cdef char* arena
-    cdef size_t arena_used
-    cdef size_t arena_bytes
-    cdef uint64_t* symbols
-    cdef float* vector  # of the ranking under way, padded
 
     def __cinit__(self, Py_ssize_t attribute_count, Py_ssize_t dimension):
         cdef size_t line = TB_CACHE_LINE
@@ -596,6 +465,9 @@ cdef class ItemTable:
 
     def exclude_listed(self, bytes chunk not None, int64_t since_s):
         """Exclude the items of a list chunk that are no older than `since_s`, seconds since 1970, before which is all."""
+        self._exclude_listed(chunk, since_s)
+
+    cdef int _exclude_listed(self, bytes chunk, int64_t since_s) except -1:
         cdef int64_t count = tb_chunk_entries(PyBytes_GET_SIZE(chunk)), i
         cdef tb_entry entry
         if count < 0:
@@ -604,6 +476,7 @@ cdef class ItemTable:
             entry = tb_chunk_entry(PyBytes_AS_STRING(chunk), i)
             if entry.time_s >= since_s and entry.item < self.items.count:
                 tb_mark(&self.marks, self.marks.excluded, entry.item)
+        return 0
 
     def exclude_served(self, ServedLog log not None, bytes fragment not None, int64_t since_s):
         """Exclude what a fragment was served no longer ago than `since_s`, seconds since 1970."""
@@ -654,7 +527,7 @@ cdef class ItemTable:
             raise ValueError(f"expected k from 1 to 65536, got {k}")
         if allowed is not None and allowed.shape[0] < self.items.count:
             raise ValueError(f"expected `allowed` for {self.items.count} items, got {allowed.shape[0]}")
-        evidence.uniform = 1.0 / max(<uint32_t>1, self.live_count)
+        self._set_uniform(&evidence)
         if together is not None:
             scores, touched, support, strength, exponent = together
             self._add_together(&evidence, scores, touched, support, strength, exponent)
@@ -662,7 +535,7 @@ cdef class ItemTable:
         for attribute, keys, lifts, other_lift in affinities:
             held.append(self._add_affinity(&evidence, attribute, keys, lifts, other_lift))
         if vector is not None:
-            self._set_vector(&evidence, vector, vector_log)
+            self._set_vector(&evidence, &vector[0] if vector.shape[0] else NULL, vector.shape[0], vector_log)
         rules.now_s, rules.require_stock = now_s, require_stock
         rules.allowed = &allowed[0] if allowed is not None and allowed.shape[0] else NULL
         memset(&ranking, 0, sizeof(ranking))
@@ -677,12 +550,15 @@ cdef class ItemTable:
                     self._rank(&evidence, &rules, &numbers[0], numbers.shape[0], k, heap, &ranking)
             else:
                 unknown = self._rank_ids(&evidence, &rules, candidates, k, heap, &ranking)
-            winners = self._winners(&evidence, heap, ranking.kept, ranking.estimate_sum, ranking.score_sum, notable, parts)
+            winners = self._winners(&evidence, heap, &ranking, notable, parts)
             ranked = tuple([heap[i].item for i in range(ranking.kept)])
         finally:
             if heap != few:
                 free(heap)
         return winners, ranked, ranking.candidate_count, ranking.excluded_count, ranking.eligible_count, unknown
+
+    cdef void _set_uniform(self, tb_evidence* evidence) noexcept:
+        evidence.uniform = 1.0 / max(<uint32_t>1, self.live_count)
 
     cdef void _rank(self, const tb_evidence* evidence, const tb_rules* rules, const uint32_t* numbers, size_t count, size_t k,
                     tb_ranked* heap, tb_ranking* ranking) noexcept:
@@ -709,20 +585,27 @@ cdef class ItemTable:
                 free(numbers)
         return unknown
 
-    cdef list _winners(self, const tb_evidence* evidence, const tb_ranked* heap, size_t count, double estimate_sum,
-                       double score_sum, double notable, double[:, ::1] parts):
-        cdef double normaliser = estimate_sum / score_sum if score_sum > 0.0 else 1.0
-        cdef tb_scores scores
+    cdef void _score(self, const tb_evidence* evidence, const tb_ranked* ranked, size_t count, tb_scores* scores) noexcept:
+        """Score up to TB_BATCH items that were ranked, with the parts of their reasons."""
         cdef uint32_t numbers[TB_BATCH]
+        cdef size_t i
+        for i in range(count):
+            numbers[i] = ranked[i].item
+        tb_score(evidence, &self.items, numbers, count, scores)
+
+    cdef list _winners(self, const tb_evidence* evidence, const tb_ranked* heap, const tb_ranking* ranking, double notable,
+                       double[:, ::1] parts):
+        cdef double normaliser = tb_normaliser(ranking)
+        cdef tb_scores scores
+        cdef uint32_t number
         cdef size_t first, batch, i
         winners = []
-        for first in range(0, count, TB_BATCH):
-            batch = min(count - first, <size_t>TB_BATCH)
+        for first in range(0, ranking.kept, TB_BATCH):
+            batch = min(ranking.kept - first, <size_t>TB_BATCH)
+            self._score(evidence, heap + first, batch, &scores)
             for i in range(batch):
-                numbers[i] = heap[first + i].item
-            tb_score(evidence, &self.items, numbers, batch, &scores)
-            for i in range(batch):
-                winners.append((numbers[i], self._id(numbers[i]), <float>(scores.score[i] * normaliser),
+                number = heap[first + i].item
+                winners.append((number, self._id(number), <float>(scores.score[i] * normaliser),
                                 tb_reason_code(&scores, i, evidence.uniform, notable), scores.affinity_index[i]))
                 if parts is not None:
                     parts[first + i, 0], parts[first + i, 1] = scores.base[i], scores.in_context[i]
@@ -770,10 +653,10 @@ cdef class ItemTable:
         evidence.affinity_count += 1
         return keys, lifts
 
-    cdef int _set_vector(self, tb_evidence* evidence, const float[::1] vector, bint logarithmic) except -1:
+    cdef int _set_vector(self, tb_evidence* evidence, const float* vector, Py_ssize_t count, bint logarithmic) except -1:
         cdef Py_ssize_t i
-        if vector.shape[0] != self.dimension or self.dimension == 0:
-            raise ValueError(f"expected a vector of {self.dimension} values, got {vector.shape[0]}")
+        if count != self.dimension or self.dimension == 0:
+            raise ValueError(f"expected a vector of {self.dimension} values, got {count}")
         for i in range(self.dimension):
             if not isfinite(vector[i]):
                 self.vector[i] = 0.0

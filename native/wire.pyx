@@ -5,6 +5,7 @@ fields, a name given twice - it returns None, and the caller asks protobuf's cod
 `DecisionEncoder` writes what protobuf would write, byte for byte (tests/server/test_wire_codec.py).
 """
 
+cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
@@ -12,13 +13,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 
 from collections.abc import Sequence
-
-cdef extern from "wire.h" nogil:
-    int tb_varint_read(const uint8_t** at, const uint8_t* end, uint64_t* value) noexcept
-    int tb_length_read(const uint8_t** at, const uint8_t* end, size_t* length) noexcept
-    size_t tb_varint_bytes(uint64_t value) noexcept
-    uint8_t* tb_varint_write(uint8_t* at, uint64_t value) noexcept
-    int tb_is_ascii(const char* text, size_t length) noexcept
 
 # Keys of DecideRequest, its pairs, and DecideResponse: field number << 3 | wire type.
 cdef enum:
@@ -73,105 +67,142 @@ cdef class Ids:
 Sequence.register(Ids)
 
 
-cdef str text_of(const uint8_t** at, const uint8_t* end):
-    """Return the text at `at`, and move behind it; None where there is none."""
-    cdef size_t length
-    if not tb_length_read(at, end, &length):
-        return None
-    cdef const char* bytes_ = <const char*>at[0]
-    at[0] += length
+cdef bint read_text(const uint8_t** at, const uint8_t* end, Text* text) except *:
+    """Read the text at `at`, and move behind it; tell whether there is one."""
+    if not tb_length_read(at, end, &text.length):
+        return False
+    text.at = <const char*>at[0]
+    at[0] += text.length
+    return is_text(text.at, text.length)
+
+
+cdef bint is_text(const char* bytes_, size_t length) except *:
+    """Tell whether bytes are UTF-8."""
+    if tb_is_ascii(bytes_, length):
+        return True
     try:
-        return PyUnicode_DecodeUTF8(bytes_, length, NULL)
+        PyUnicode_DecodeUTF8(bytes_, length, NULL)
     except UnicodeDecodeError:
-        return None
+        return False
+    return True
 
 
-cdef bint read_pair(const uint8_t** at, const uint8_t* end, dict pairs) except *:
-    """Read a message of a name and a value into `pairs`; tell whether it is one, and its name new."""
+cdef str str_of(const Text* text):
+    return PyUnicode_DecodeUTF8(text.at, text.length, NULL)
+
+
+cdef dict dict_of(const Pairs* pairs):
+    cdef Py_ssize_t i
+    return {str_of(&pairs.names[i]): str_of(&pairs.values[i]) for i in range(pairs.count)}
+
+
+cdef bint read_pair(const uint8_t** at, const uint8_t* end, Pairs* pairs) except *:
+    """Read a message of a name and a value; tell whether it is one, its name new, and there was room for it."""
     cdef size_t length
-    if not tb_length_read(at, end, &length):
+    cdef Text name, value
+    cdef Py_ssize_t i
+    cdef uint8_t key
+    if pairs.count == PAIRS_MAX or not tb_length_read(at, end, &length):
         return False
     cdef const uint8_t* stop = at[0] + length
-    cdef str name = "", value = ""
-    cdef uint8_t key
+    name.at = value.at = ""
+    name.length = value.length = 0
     while at[0] < stop:
         key = at[0][0]
         at[0] += 1
         if key == PAIR_NAME:
-            name = text_of(at, stop)
+            if not read_text(at, stop, &name):
+                return False
         elif key == PAIR_VALUE:
-            value = text_of(at, stop)
+            if not read_text(at, stop, &value):
+                return False
         else:
             return False
-        if name is None or value is None:
+    for i in range(pairs.count):
+        if same_text(&pairs.names[i], &name):
             return False
-    if name in pairs:
-        return False
-    pairs[name] = value
+    pairs.names[pairs.count], pairs.values[pairs.count] = name, value
+    pairs.count += 1
     return True
+
+
+@cython.final
+cdef class Asked:
+    """A DecideRequest as its bytes have it: texts are where they stand in them. Read again and again, or handed on."""
+
+    cdef bint read(self, bytes data, Py_ssize_t candidates_max) except *:
+        """Read a message; tell whether it was all read, see `decode_decide`."""
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(data)
+        cdef const uint8_t* end = at + PyBytes_GET_SIZE(data)
+        cdef uint64_t number
+        cdef size_t length
+        cdef uint8_t key
+        cdef Ids ids = self.ids
+        if ids is None:
+            ids = self.ids = Ids.__new__(Ids)
+        ids.data, ids.count = data, 0
+        self.placement.at = self.request_id.at = ""
+        self.placement.length = self.request_id.length = 0
+        self.identifiers.count = self.context.count = 0
+        self.at_ms = self.item_count = self.min_position = 0
+        self.events = None
+        while at < end:
+            key = at[0]
+            at += 1
+            if key == CANDIDATE_IDS:
+                if not tb_length_read(&at, end, &length) or ids.count == candidates_max:
+                    return False
+                if not is_text(<const char*>at, length):
+                    return False
+                ids._add(<const char*>at, length)
+                at += length
+            elif key == IDENTIFIERS:
+                if not read_pair(&at, end, &self.identifiers):
+                    return False
+            elif key == CONTEXT:
+                if not read_pair(&at, end, &self.context):
+                    return False
+            elif key == PLACEMENT:
+                if not read_text(&at, end, &self.placement):
+                    return False
+            elif key == REQUEST_ID:
+                if not read_text(&at, end, &self.request_id):
+                    return False
+            elif key == EVENTS:
+                if not tb_length_read(&at, end, &length):
+                    return False
+                if self.events is None:
+                    self.events = []
+                self.events.append(PyBytes_FromStringAndSize(<const char*>at, length))
+                at += length
+            elif key == AT_MS:
+                if not tb_varint_read(&at, end, &number):
+                    return False
+                self.at_ms = <int64_t>number
+            elif key == ITEM_COUNT:
+                if not tb_varint_read(&at, end, &number):
+                    return False
+                self.item_count = <int32_t><uint32_t>number
+            elif key == MIN_POSITION:
+                if not tb_varint_read(&at, end, &number):
+                    return False
+                self.min_position = <int64_t>number
+            else:
+                return False
+        return True
 
 
 def decode_decide(bytes data not None, Py_ssize_t candidates_max):
     """Return (placement, identifiers, context, candidates, at_ms, item_count, events, request_id, min_position), or None.
 
     `candidates` is an `Ids`, `events` a list of encoded Signals. None where protobuf's codec must be asked: see the module; also
-    for more than `candidates_max` candidates.
+    for more than `candidates_max` candidates, and for more than 16 identifiers or values of context.
     """
-    cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(data)
-    cdef const uint8_t* end = at + PyBytes_GET_SIZE(data)
-    cdef str placement = "", request_id = ""
-    cdef dict identifiers = {}, context = {}
-    cdef list events = []
-    cdef Ids ids = Ids.__new__(Ids)
-    cdef uint64_t at_ms = 0, item_count = 0, min_position = 0
-    cdef size_t length
-    cdef uint8_t key
-    ids.data = data
-    while at < end:
-        key = at[0]
-        at += 1
-        if key == CANDIDATE_IDS:
-            if not tb_length_read(&at, end, &length) or ids.count == candidates_max:
-                return None
-            if not tb_is_ascii(<const char*>at, length):
-                try:
-                    PyUnicode_DecodeUTF8(<const char*>at, length, NULL)
-                except UnicodeDecodeError:
-                    return None
-            ids._add(<const char*>at, length)
-            at += length
-        elif key == IDENTIFIERS:
-            if not read_pair(&at, end, identifiers):
-                return None
-        elif key == CONTEXT:
-            if not read_pair(&at, end, context):
-                return None
-        elif key == PLACEMENT:
-            placement = text_of(&at, end)
-            if placement is None:
-                return None
-        elif key == REQUEST_ID:
-            request_id = text_of(&at, end)
-            if request_id is None:
-                return None
-        elif key == EVENTS:
-            if not tb_length_read(&at, end, &length):
-                return None
-            events.append(PyBytes_FromStringAndSize(<const char*>at, length))
-            at += length
-        elif key == AT_MS:
-            if not tb_varint_read(&at, end, &at_ms):
-                return None
-        elif key == ITEM_COUNT:
-            if not tb_varint_read(&at, end, &item_count):
-                return None
-        elif key == MIN_POSITION:
-            if not tb_varint_read(&at, end, &min_position):
-                return None
-        else:
-            return None
-    return (placement, identifiers, context, ids, <int64_t>at_ms, <int32_t><uint32_t>item_count, events, request_id,
-            <int64_t>min_position)
+    cdef Asked asked = Asked.__new__(Asked)
+    if not asked.read(data, candidates_max):
+        return None
+    return (str_of(&asked.placement), dict_of(&asked.identifiers), dict_of(&asked.context), asked.ids, asked.at_ms,
+            asked.item_count, asked.events or [], str_of(&asked.request_id), asked.min_position)
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -181,12 +212,6 @@ cdef class DecisionEncoder:
 
     `reasons` and `tiers` are the engine's members in the order of their numbers on the wire, from 1.
     """
-
-    cdef tuple reasons
-    cdef tuple tiers
-    cdef uint8_t* buffer
-    cdef size_t used
-    cdef size_t room
 
     def __init__(self, tuple reasons not None, tuple tiers not None):
         self.reasons, self.tiers = reasons, tiers
@@ -231,33 +256,72 @@ cdef class DecisionEncoder:
         return PyBytes_FromStringAndSize(<const char*>self.buffer, self.used)
 
     cdef int _decision(self, decision) except -1:
+        cdef Answered answered
+        cdef Py_ssize_t length
         self._text(1, decision.decision_id)
         for item in decision.items:
             self._item(item)
-        self._number(3, number_of(self.tiers, decision.tier))
-        self._float(4, decision.completeness)
-        if decision.profile_age_ms >= 0:
-            self._key_and_number(5, decision.profile_age_ms)
-        self._number(6, decision.masked_count)
-        self._number(7, decision.excluded_count)
-        self._number(8, decision.candidate_count)
-        self._number(9, decision.unknown_candidate_count)
-        self._number(10, decision.position)
-        self._number(11, decision.configuration_version)
-        self._number(12, decision.at)
-        self._text(13, decision.person_id)
-        for name in decision.degraded:
+        answered.tier = number_of(self.tiers, decision.tier)
+        answered.completeness = decision.completeness
+        answered.profile_age_ms = decision.profile_age_ms
+        answered.masked_count, answered.excluded_count = decision.masked_count, decision.excluded_count
+        answered.candidate_count = decision.candidate_count
+        answered.unknown_candidate_count = decision.unknown_candidate_count
+        answered.position, answered.configuration_version = decision.position, decision.configuration_version
+        answered.at = decision.at
+        answered.person_id.at = PyUnicode_AsUTF8AndSize(decision.person_id, &length)
+        answered.person_id.length = length
+        answered.placement.at = PyUnicode_AsUTF8AndSize(decision.placement, &length)
+        answered.placement.length = length
+        return self._end_of_decision(&answered, decision.degraded)
+
+    cdef int _end_of_decision(self, const Answered* answered, tuple degraded) except -1:
+        """Write what stands behind the items."""
+        self._number(3, answered.tier)
+        self._float(4, <float>answered.completeness)
+        if answered.profile_age_ms >= 0:
+            self._key_and_number(5, answered.profile_age_ms)
+        self._number(6, answered.masked_count)
+        self._number(7, answered.excluded_count)
+        self._number(8, answered.candidate_count)
+        self._number(9, answered.unknown_candidate_count)
+        self._number(10, answered.position)
+        self._number(11, answered.configuration_version)
+        self._number(12, answered.at)
+        if answered.person_id.length:
+            self._bytes(13, answered.person_id.at, answered.person_id.length)
+        for name in degraded:
             self._any_text(14, name)
-        return self._text(15, decision.placement)
+        return self._bytes(15, answered.placement.at, answered.placement.length) if answered.placement.length else 0
 
     cdef int _item(self, item) except -1:
-        cdef size_t start = self._open(2)
-        self._text(1, item.id)
-        self._float(2, item.score)
-        self._float(3, item.propensity)
+        cdef Py_ssize_t length
+        cdef const char* id_ = PyUnicode_AsUTF8AndSize(item.id, &length)
+        cdef size_t start = self._begin_item(id_, length, item.score, item.propensity)
         for reason in item.reasons:
             self._reason(reason)
         return self._close(start)
+
+    cdef size_t _begin_item(self, const char* id_, size_t length, float score, float propensity) except? 0:
+        """Begin an item; its reasons follow, then `_close`."""
+        cdef size_t start = self._open(2)
+        if length:
+            self._bytes(1, id_, length)
+        self._float(2, score)
+        self._float(3, propensity)
+        return start
+
+    cdef bytes _reasons(self, tuple reasons):
+        """Return the reasons of an item as they stand in it."""
+        self.used = 0
+        for reason in reasons:
+            self._reason(reason)
+        return self._encoded()
+
+    cdef int _append(self, bytes encoded) except -1:
+        memcpy(self._make_room(PyBytes_GET_SIZE(encoded)), PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded))
+        self.used += PyBytes_GET_SIZE(encoded)
+        return 0
 
     cdef int _reason(self, reason) except -1:
         cdef size_t start = self._open(4)
@@ -299,6 +363,9 @@ cdef class DecisionEncoder:
     cdef int _any_text(self, uint32_t field, str text) except -1:
         cdef Py_ssize_t length
         cdef const char* bytes_ = PyUnicode_AsUTF8AndSize(text, &length)
+        return self._bytes(field, bytes_, length)
+
+    cdef int _bytes(self, uint32_t field, const char* bytes_, size_t length) except -1:
         cdef uint8_t* at = self._make_room(20 + length)
         at = tb_varint_write(at, field << 3 | 2)
         at = tb_varint_write(at, length)

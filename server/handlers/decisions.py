@@ -11,6 +11,7 @@ from tailorbird.engine.errors import TailorbirdError, Unavailable
 from tailorbird.engine.requests import Decision
 from tailorbird.server.handlers.waiting import reach
 from tailorbird.server.messages.decisions import (
+    ENCODER,
     read_batch,
     read_page,
     read_request,
@@ -35,6 +36,9 @@ class DecisionHandlers:
 
     async def decide(self, request_bytes: bytes, context: CallContext) -> bytes:
         """Answer Decide."""
+        answer = self._engine.decide_encoded(request_bytes, ENCODER)
+        if answer is not None:
+            return answer
         request = read_request(request_bytes, self._candidates_max)
         if request.min_position > 0:
             await reach(self._writer, request.min_position, context)

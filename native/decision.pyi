@@ -1,0 +1,75 @@
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, final
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+
+from tailorbird.engine.servings import Servings
+from tailorbird.native.anchors import PlainHasher
+from tailorbird.native.record import RecordLayout
+from tailorbird.native.scoring import ItemTable, Prior
+from tailorbird.native.servings import ServedLog
+from tailorbird.native.wire import DecisionEncoder
+
+@final
+class QuickPlan:
+    def __new__(
+        cls,
+        layout: RecordLayout,
+        placement: str,
+        number: int,
+        k: int,
+        *,
+        require_stock: bool,
+        record_served: bool,
+        features: npt.NDArray[np.int32],
+        exclude_recent: npt.NDArray[np.int32],
+        vector: npt.NDArray[np.int32],
+        vector_log: bool,
+        windows: tuple[tuple[int, int, int], ...],
+    ) -> QuickPlan: ...
+
+@final
+class QuickContext:
+    def __new__(cls, prior: Prior, tier: int, chain: object) -> QuickContext: ...
+    @property
+    def chain(self) -> Any: ...
+
+@final
+class QuickDecider:
+    def __new__(
+        cls,
+        namespaces: dict[bytes, tuple[PlainHasher | None, int]],
+        person_hasher: PlainHasher,
+        servings: Servings,
+        decision_id: Callable[[str, int], str],
+        context: Callable[[dict[str, str], int], QuickContext | None],
+        reasons: Callable[[QuickContext, int], tuple[Any, ...]],
+    ) -> QuickDecider: ...
+    def take_up(
+        self,
+        encoder: DecisionEncoder,
+        layout: RecordLayout,
+        plans: Iterable[QuickPlan],
+        *,
+        version: int,
+        candidates_max: int,
+        k_max: int,
+        always: int,
+        all_bits: int,
+        served_consent: int,
+        served_code: int,
+        notable: float,
+        has_daypart: bool,
+    ) -> None: ...
+    def follow(
+        self,
+        items: ItemTable,
+        served: ServedLog,
+        allowed: Mapping[str, npt.NDArray[np.uint8]],
+        degraded: tuple[str, ...],
+        position: int,
+        stale: Callable[[int], list[str]] | None,
+    ) -> None: ...
+    def decide(self, request: bytes, cursor: lmdb.Cursor[bytes], now: int) -> bytes | None: ...

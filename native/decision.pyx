@@ -1,0 +1,514 @@
+"""The common decision without an object per item: from the bytes of a DecideRequest to those of its answer.
+
+It covers a ranking of given candidates by popularity in context and the person's vector, for whoever is known by plain
+identifiers and holds all state in one fragment. Of anything else, errors too, it says nothing, and the general decider
+(engine/decider.py) is asked, whose word is the last: where this one answers, it answers the same bytes
+(tests/engine/test_quick_decisions.py).
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+from tailorbird.native.anchors cimport PLAIN_BYTES_MAX, PlainHasher, is_plain
+from tailorbird.native.record cimport (
+    RecordLayout, RecordView, TB_FRESH, TB_LAST_K, TB_MASKED, tb_block_status, tb_feature, tb_last_k, tb_read_number,
+    tb_read_recent,
+)
+from tailorbird.native.scoring cimport (
+    ItemTable, Prior, TB_BATCH, tb_evidence, tb_item, tb_item_at, tb_item_id, tb_mark, tb_marks_clear, tb_normaliser,
+    tb_ranked, tb_ranking, tb_reason_code, tb_rules, tb_scores,
+)
+from tailorbird.native.servings cimport ServedLog
+from tailorbird.native.wire cimport Answered, Asked, DecisionEncoder, Pairs, Text, dict_of, same_text, str_of
+
+from tailorbird.native.record import RecordError
+
+cdef enum:
+    KEY_BYTES = 16
+    CONTEXT_BYTES_MAX = 1024
+    FEATURES_MAX = 1024
+    WINDOWS_MAX = 4
+    RECENT_MAX = 128
+    REASON_CODES = 1296  # four digits of base 6
+    # Where the head of a stored person has its layout's version, how many fragments there are, and which one holds all.
+    VERSION_AT = 4
+    MEMBERS_AT = 6
+    HOLDER_AT = 16
+
+
+@cython.final
+cdef class QuickPlan:
+    """A placement that can be decided on here, with all that is looked up in it once. The lists it reads are `windows`:
+    (code, how far back in ms, the consent it needs)."""
+
+    cdef str placement
+    cdef bytes name
+    cdef uint32_t number
+    cdef int32_t k
+    cdef bint require_stock, record_served, vector_log
+    cdef const int32_t[::1] features__f, recent__f, vector__f
+    cdef Py_ssize_t feature_count, window_count
+    cdef uint8_t[WINDOWS_MAX] codes
+    cdef int64_t[WINDOWS_MAX] windows_ms
+    cdef uint64_t[WINDOWS_MAX] consents
+
+    def __cinit__(self, RecordLayout layout not None, str placement not None, uint32_t number, int32_t k, *, bint require_stock,
+                  bint record_served, const int32_t[::1] features not None, const int32_t[::1] exclude_recent not None,
+                  const int32_t[::1] vector not None, bint vector_log, tuple windows not None):
+        cdef Py_ssize_t i
+        if features.shape[0] + vector.shape[0] > FEATURES_MAX or len(windows) > WINDOWS_MAX:
+            raise ValueError(f"expected at most {FEATURES_MAX} features and {WINDOWS_MAX} windows")
+        check_features(layout, features)
+        check_features(layout, exclude_recent)
+        check_features(layout, vector)
+        for i in range(exclude_recent.shape[0]):
+            if layout.features[exclude_recent[i]].op != TB_LAST_K:
+                raise ValueError(f"expected features of last_k in exclude_recent, got {exclude_recent[i]}")
+        self.placement, self.name, self.number, self.k = placement, placement.encode(), number, k
+        self.require_stock, self.record_served, self.vector_log = require_stock, record_served, vector_log
+        self.features__f, self.recent__f, self.vector__f = features, exclude_recent, vector
+        self.feature_count = features.shape[0] + vector.shape[0]
+        self.window_count = len(windows)
+        for i, (code, window_ms, consent) in enumerate(windows):
+            self.codes[i], self.windows_ms[i], self.consents[i] = code, window_ms, consent
+
+
+@cython.final
+cdef class QuickContext:
+    """What popularity says in one context at one moment, and the reasons it gives, as they stand in an answer."""
+
+    cdef Prior prior
+    cdef int64_t tier  # of an answer that nothing of a person carries
+    cdef readonly object chain  # what the reasons are found by
+    cdef list reasons  # by reason code, None where not asked for yet
+
+    def __cinit__(self, Prior prior not None, int64_t tier, chain):
+        self.prior, self.tier, self.chain = prior, tier, chain
+        self.reasons = [None] * REASON_CODES
+
+
+# Who is asked about.
+cdef struct Person:
+    bint is_known
+    bint is_seen
+    uint8_t[KEY_BYTES] key
+    uint8_t[KEY_BYTES] fragment
+    uint64_t permitted
+    int64_t last_seen
+
+
+@cython.final
+cdef class QuickDecider:
+    """Decides from what it was last given by `take_up` and `follow`. One decision at a time.
+
+    `namespaces` are {name: (PlainHasher or None, priority)}, `person_hasher` makes the ids of people of their keys,
+    `decision_id(request_id, at)` those of decisions; `context(values, at)` gives the `QuickContext` of a context, None for one that
+    is refused, `reasons(context, code)` what a reason code stands for.
+    """
+
+    cdef dict namespaces
+    cdef PlainHasher person_hasher
+    cdef object decision_id, context_of, reasons_of
+    cdef DecisionEncoder encoder
+    cdef Asked asked
+    cdef RecordView view
+    # Of the configuration in force.
+    cdef RecordLayout layout
+    cdef dict plans  # by encoded name
+    cdef int64_t configuration_version
+    cdef Py_ssize_t candidates_max
+    cdef int32_t k_max
+    cdef uint64_t always  # consent that needs no grant
+    cdef uint64_t all_bits
+    cdef uint64_t served_consent
+    cdef uint8_t served_code
+    cdef double notable
+    cdef bint has_daypart
+    # Of the moment.
+    cdef ItemTable items
+    cdef ServedLog served
+    cdef dict allowed  # by placement
+    cdef object servings
+    cdef object stale  # at -> names of what is stale, None where nothing can be
+    cdef tuple degraded
+    cdef int64_t position
+    cdef dict contexts
+    cdef float[FEATURES_MAX] vector
+
+    def __cinit__(self, dict namespaces not None, PlainHasher person_hasher not None, servings not None, decision_id not None,
+                  context not None, reasons not None):
+        self.namespaces, self.person_hasher, self.servings = namespaces, person_hasher, servings
+        self.decision_id, self.context_of, self.reasons_of = decision_id, context, reasons
+        self.asked, self.view = Asked.__new__(Asked), RecordView()
+        self.plans, self.contexts = {}, {}
+
+    def take_up(self, DecisionEncoder encoder not None, RecordLayout layout not None, plans not None, *, int64_t version,
+                Py_ssize_t candidates_max, int32_t k_max, uint64_t always, uint64_t all_bits, uint64_t served_consent,
+                uint8_t served_code, double notable, bint has_daypart):
+        """Decide by another configuration; `plans` are its placements that can be decided on here."""
+        cdef QuickPlan plan
+        self.encoder, self.layout, self.configuration_version = encoder, layout, version
+        self.plans = {}
+        for plan in plans:
+            self.plans[plan.name] = plan
+        self.candidates_max, self.k_max = candidates_max, k_max
+        self.always, self.all_bits, self.served_consent = always, all_bits, served_consent
+        self.served_code, self.notable, self.has_daypart = served_code, notable, has_daypart
+
+    def follow(self, ItemTable items not None, ServedLog served not None, dict allowed not None, tuple degraded not None,
+               int64_t position, stale):
+        """Decide on another moment. `degraded` is what all its answers lack, `allowed` which items a placement admits."""
+        self.items, self.served, self.allowed, self.degraded = items, served, allowed, degraded
+        self.position, self.stale = position, stale
+        self.contexts.clear()
+
+    def decide(self, bytes request not None, cursor, int64_t now):
+        """Return the encoded decision, with its serving added; None where the general decider must be asked.
+
+        `cursor` is one of the table of people; `now` in ms since 1970 counts where the request names no time.
+        """
+        cdef Asked asked = self.asked
+        cdef QuickPlan plan
+        cdef QuickContext context
+        cdef tb_evidence evidence
+        cdef tb_rules rules
+        cdef tb_ranking ranking
+        cdef tb_ranked[TB_BATCH] heap
+        cdef Answered answered
+        cdef Person person
+        cdef const uint8_t[::1] allowed
+        cdef Py_ssize_t fresh = 0, masked = 0, unknown
+        cdef bint speaks = False
+        cdef int32_t k
+        cdef int64_t at
+        cdef tuple degraded
+        if (not asked.read(request, self.candidates_max) or asked.events is not None or asked.ids.count == 0
+                or asked.min_position > self.position):
+            return None
+        plan = self.plans.get(PyBytes_FromStringAndSize(asked.placement.at, asked.placement.length))
+        if plan is None:
+            return None
+        k = asked.item_count or plan.k
+        at = asked.at_ms or now
+        if not 1 <= k <= min(self.k_max, <int32_t>TB_BATCH) or at < 0:
+            return None
+        context = self._context(at)
+        if context is None or not self._find(cursor, &person):
+            return None
+        if person.is_known and plan.record_served and not person.is_seen:
+            return None  # The first that happens to a fragment is told apart.
+
+        tb_marks_clear(&self.items.marks)
+        evidence = context.prior.evidence
+        if person.is_known:
+            speaks = self._read(plan, at, person.permitted, &fresh, &masked)
+            if plan.window_count:
+                self._exclude(cursor, plan, &person, at)
+            if plan.recent__f.shape[0]:
+                self._exclude_recent(plan, at, person.permitted)
+            if speaks:
+                self.items._set_vector(&evidence, self.vector, plan.vector__f.shape[0], plan.vector_log)
+        self.items._set_uniform(&evidence)
+        rules.now_s, rules.require_stock, rules.allowed = <uint32_t>(at // 1000), plan.require_stock, NULL
+        if self.allowed:
+            found = self.allowed.get(plan.placement)
+            if found is not None:
+                allowed = found
+                if allowed.shape[0] < self.items.items.count:
+                    return None
+                rules.allowed = &allowed[0]
+        ranking.kept = ranking.candidate_count = ranking.excluded_count = ranking.eligible_count = 0
+        ranking.score_sum = ranking.estimate_sum = 0.0
+        unknown = self.items._rank_ids(&evidence, &rules, asked.ids, k, heap, &ranking)
+
+        self.encoder.used = 0
+        self.encoder._text(1, self.decision_id(str_of(&asked.request_id) if asked.request_id.length else "", at))
+        self._write_items(context, &evidence, heap, &ranking)
+        if ranking.kept == 0:
+            answered.tier = 5
+        else:
+            answered.tier = 1 if speaks else context.tier
+        answered.completeness = <double>fresh / <double>plan.feature_count if plan.feature_count else 0.0
+        answered.profile_age_ms = max(<int64_t>0, at - person.last_seen) if person.last_seen else -1
+        answered.masked_count, answered.excluded_count = masked, ranking.excluded_count
+        answered.candidate_count, answered.unknown_candidate_count = ranking.candidate_count, unknown
+        answered.position, answered.configuration_version, answered.at = self.position, self.configuration_version, at
+        answered.placement.at, answered.placement.length = PyBytes_AS_STRING(plan.name), PyBytes_GET_SIZE(plan.name)
+        cdef char[2 * KEY_BYTES] person_id
+        answered.person_id.at, answered.person_id.length = person_id, 0
+        if person.is_known:
+            self._write_person_id(person.key, person_id)
+            answered.person_id.length = 2 * KEY_BYTES
+        self.encoder._end_of_decision(&answered, self._degraded(&person, ranking.kept, unknown, at))
+        if person.is_known and plan.record_served and ranking.kept and person.permitted & self.served_consent:
+            self._record(plan, &person, at, heap, ranking.kept)
+        return self.encoder._encoded()
+
+    # ---- who ---------------------------------------------------------------------------------------------------------
+
+    cdef bint _find(self, cursor, Person* person) except *:
+        """Find the person that the identifiers name, their head loaded and the cursor on it; tell whether that could be done here."""
+        cdef const Pairs* given = &self.asked.identifiers
+        cdef uint8_t[16][KEY_BYTES] keys
+        cdef int64_t[16] priorities
+        cdef Py_ssize_t i, best = -1, at_best = -1, length, members
+        cdef PlainHasher hasher
+        cdef bytes key, row, best_person = None
+        cdef const uint8_t* data
+        person.is_known = person.is_seen = False
+        person.permitted = 0
+        person.last_seen = 0
+        for i in range(given.count):
+            found = self.namespaces.get(PyBytes_FromStringAndSize(given.names[i].at, given.names[i].length))
+            if found is None:
+                return False
+            hasher, priorities[i] = found
+            if hasher is None or not is_plain(<const uint8_t*>given.values[i].at, given.values[i].length):
+                return False
+            hasher.hash(<const uint8_t*>given.values[i].at, given.values[i].length, keys[i])
+        for i in range(given.count):  # All that are known must be known as the same person.
+            key = PyBytes_FromStringAndSize(<const char*>keys[i], KEY_BYTES)
+            if not cursor.set_key(key + b"\0"):
+                continue
+            row = cursor.value()
+            if PyBytes_GET_SIZE(row) < KEY_BYTES:
+                return False
+            if best_person is not None and memcmp(PyBytes_AS_STRING(row), PyBytes_AS_STRING(best_person), KEY_BYTES) != 0:
+                return False
+            if best < 0 or priorities[i] < priorities[best] or (
+                    priorities[i] == priorities[best] and memcmp(keys[i], keys[best], KEY_BYTES) < 0):
+                best = i
+            at_best = i
+            best_person = row[:KEY_BYTES]
+        if best < 0:
+            return True
+        if at_best == given.count - 1 and memcmp(keys[at_best], PyBytes_AS_STRING(best_person), KEY_BYTES) == 0:
+            if not cursor.next():  # A head stands behind the identifier it goes by.
+                return False
+        elif not cursor.set_key(best_person + b"\1"):
+            return False
+        key, row = cursor.item()
+        if key != best_person + b"\1":
+            return False
+        data, length = <const uint8_t*>PyBytes_AS_STRING(row), PyBytes_GET_SIZE(row)
+        if length < HOLDER_AT + KEY_BYTES or data[VERSION_AT] + 256 * data[VERSION_AT + 1] != self.layout.version:
+            return False
+        members = data[MEMBERS_AT] + 256 * data[MEMBERS_AT + 1]
+        if members > 1:
+            length -= KEY_BYTES * members
+        memcpy(person.key, PyBytes_AS_STRING(best_person), KEY_BYTES)
+        memcpy(person.fragment, data + HOLDER_AT, KEY_BYTES)
+        if length < 0 or is_zeros(person.fragment):
+            return False
+        try:
+            self.view._take(self.layout, data, length)
+        except RecordError:
+            return False
+        person.is_known = True
+        person.is_seen = self.view.header.first_seen != 0
+        person.last_seen = self.view.header.last_seen
+        person.permitted = ((self.view.header.granted | self.always) & ~self.view.header.denied & ~self.view.header.restricted
+                            & self.all_bits)
+        return True
+
+    cdef bint _read(self, QuickPlan plan, int64_t at, uint64_t permitted, Py_ssize_t* fresh, Py_ssize_t* masked) noexcept:
+        """Read what the placement asks of the person; tell whether the vector says anything."""
+        cdef RecordView view = self.view
+        cdef Py_ssize_t i, vector_fresh = 0
+        cdef int32_t f
+        cdef uint8_t status
+        for i in range(plan.features__f.shape[0]):
+            f = plan.features__f[i]
+            status = tb_block_status(&self.layout.features[f], block_of(view, f), at, permitted)
+            fresh[0] += status == TB_FRESH
+            masked[0] += status == TB_MASKED
+        for i in range(plan.vector__f.shape[0]):
+            f = plan.vector__f[i]
+            status = tb_read_number(&self.layout.features[f], block_of(view, f), at, permitted, &self.vector[i])
+            vector_fresh += status == TB_FRESH
+            masked[0] += status == TB_MASKED
+        fresh[0] += vector_fresh
+        return vector_fresh > 0
+
+    cdef int _exclude(self, cursor, QuickPlan plan, const Person* person, int64_t at) except -1:
+        """Exclude what the person's lists have, and what was served and is not in a list yet."""
+        cdef int64_t[256] since_s
+        cdef bint[256] is_read
+        cdef Py_ssize_t w
+        cdef uint8_t code
+        cdef int last = -1
+        cdef bytes key, chunk
+        cdef ServedLog log
+        for w in range(256):
+            is_read[w] = False
+        for w in range(plan.window_count):
+            if person.permitted & plan.consents[w]:
+                since_s[plan.codes[w]] = floor_s(at - plan.windows_ms[w])
+                is_read[plan.codes[w]] = True
+                last = max(last, <int>plan.codes[w])
+        if last < 0:
+            return 0
+        if memcmp(person.key, person.fragment, KEY_BYTES) == 0:
+            more = cursor.next()
+        else:
+            more = cursor.set_range(PyBytes_FromStringAndSize(<const char*>person.fragment, KEY_BYTES) + LISTS)
+        while more:
+            key, chunk = cursor.item()
+            if PyBytes_GET_SIZE(key) < KEY_BYTES + 1 or memcmp(PyBytes_AS_STRING(key), person.fragment, KEY_BYTES) != 0:
+                break
+            code = (<const uint8_t*>PyBytes_AS_STRING(key))[KEY_BYTES] - <uint8_t>LIST_ROWS
+            if code > last:
+                break
+            if is_read[code]:
+                self.items._exclude_listed(chunk, since_s[code])
+                if code == last and key.endswith(OLDEST_CHUNK):
+                    break
+            more = cursor.next()
+        if is_read[self.served_code]:
+            self.items._exclude_served(&self.served.log, person.fragment, since_s[self.served_code])
+            for log in self.servings.logs:
+                self.items._exclude_served(&log.log, person.fragment, since_s[self.served_code])
+        return 0
+
+    cdef void _exclude_recent(self, QuickPlan plan, int64_t at, uint64_t permitted) noexcept:
+        """Exclude what the person's features of last_k have."""
+        cdef uint32_t[RECENT_MAX] items
+        cdef int64_t[RECENT_MAX] times
+        cdef const tb_feature* feature
+        cdef const uint8_t* block
+        cdef int64_t count, j
+        cdef Py_ssize_t i
+        for i in range(plan.recent__f.shape[0]):
+            feature, block = &self.layout.features[plan.recent__f[i]], block_of(self.view, plan.recent__f[i])
+            if tb_block_status(feature, block, at, permitted) != TB_FRESH:
+                continue
+            count = tb_read_recent(feature, <const tb_last_k*>block, at, RECENT_MAX, items, times)
+            for j in range(count):
+                if items[j] < self.items.items.count:
+                    tb_mark(&self.items.marks, self.items.marks.excluded, items[j])
+
+    # ---- where -------------------------------------------------------------------------------------------------------
+
+    cdef QuickContext _context(self, int64_t at):
+        """Return what is known of the request's context, None for one that is refused."""
+        cdef const Pairs* given = &self.asked.context
+        cdef char[CONTEXT_BYTES_MAX] key
+        cdef size_t used = 0
+        cdef Py_ssize_t i
+        cdef int64_t quarter = at // 900_000
+        if self.has_daypart:
+            memcpy(key, &quarter, 8)
+            used = 8
+        for i in range(given.count):
+            if used + given.names[i].length + given.values[i].length + 16 > CONTEXT_BYTES_MAX:
+                return None
+            used = put_text(key, used, &given.names[i])
+            used = put_text(key, used, &given.values[i])
+        name = PyBytes_FromStringAndSize(key, used)
+        context = self.contexts.get(name)
+        if context is None:
+            context = self.context_of(dict_of(given), at)
+            if len(self.contexts) >= CONTEXTS_KEPT:
+                self.contexts.clear()
+            self.contexts[name] = context
+        return context
+
+    # ---- the answer --------------------------------------------------------------------------------------------------
+
+    cdef int _write_items(self, QuickContext context, const tb_evidence* evidence, const tb_ranked* heap,
+                          const tb_ranking* ranking) except -1:
+        cdef double normaliser = tb_normaliser(ranking)
+        cdef tb_scores scores
+        cdef const tb_item* item
+        cdef uint32_t code
+        cdef size_t i, start
+        self.items._score(evidence, heap, ranking.kept, &scores)
+        for i in range(ranking.kept):
+            item = tb_item_at(&self.items.items, heap[i].item)
+            code = tb_reason_code(&scores, i, evidence.uniform, self.notable)
+            reasons = context.reasons[code]
+            if reasons is None:
+                reasons = context.reasons[code] = self._reasons(context, code)
+            start = self.encoder._begin_item(tb_item_id(&self.items.items, item), item.id_length,
+                                             <float>(scores.score[i] * normaliser), 1.0)
+            self.encoder._append(<bytes>reasons)
+            self.encoder._close(start)
+        return 0
+
+    cdef bytes _reasons(self, QuickContext context, uint32_t code):
+        cdef DecisionEncoder encoder = DecisionEncoder(self.encoder.reasons, self.encoder.tiers)
+        return encoder._reasons(self.reasons_of(context, code))
+
+    cdef tuple _degraded(self, const Person* person, size_t kept, Py_ssize_t unknown, int64_t at):
+        if (kept and not unknown and self.stale is None and not self.degraded
+                and (person.is_known or not self.asked.identifiers.count)):
+            return ()
+        found = [] if person.is_known or not self.asked.identifiers.count else ["NO_PROFILE"]
+        if not self.items.live_count:
+            found.append("EMPTY_CATALOGUE")
+        elif not kept:
+            found.append("NOTHING_ELIGIBLE")
+        if unknown:
+            found.append("UNKNOWN_CANDIDATES")
+        found.extend(self.degraded)
+        if self.stale is not None:
+            found.extend(self.stale(at))
+        return tuple(found)
+
+    cdef int _write_person_id(self, const uint8_t* key, char* text) except -1:
+        cdef uint8_t[KEY_BYTES] digest
+        cdef Py_ssize_t i
+        self.person_hasher.hash(key, KEY_BYTES, digest)
+        for i in range(KEY_BYTES):
+            text[2 * i], text[2 * i + 1] = HEX[digest[i] >> 4], HEX[digest[i] & 15]
+        return 0
+
+    cdef int _record(self, QuickPlan plan, const Person* person, int64_t at, const tb_ranked* heap, size_t kept) except -1:
+        """Remember what was served, so that it is not served again, until it is written."""
+        cdef uint32_t[TB_BATCH] numbers
+        cdef ServedLog log
+        cdef size_t i
+        for i in range(kept):
+            numbers[i] = heap[i].item
+        for log in self.servings.taking:
+            log._add(person.fragment, at, plan.number, numbers, kept)
+        return 0
+
+
+cdef const char* HEX = "0123456789abcdef"
+cdef int LIST_ROWS = 16
+cdef bytes LISTS = bytes([LIST_ROWS])
+cdef bytes OLDEST_CHUNK = b"\xff" * 4
+cdef Py_ssize_t CONTEXTS_KEPT = 1024
+
+
+cdef int check_features(RecordLayout layout, const int32_t[::1] indices) except -1:
+    cdef Py_ssize_t i
+    for i in range(indices.shape[0]):
+        if not 0 <= indices[i] < layout.feature_count:
+            raise IndexError(f"expected features of 0 to {layout.feature_count - 1}, got {indices[i]}")
+    return 0
+
+
+cdef inline const uint8_t* block_of(RecordView view, int32_t feature) noexcept:
+    return view.data + view.offsets__f[feature] if view.offsets__f[feature] else NULL
+
+
+cdef inline bint is_zeros(const uint8_t* key) noexcept:
+    cdef uint64_t[2] words
+    memcpy(words, key, KEY_BYTES)
+    return words[0] == 0 and words[1] == 0
+
+
+cdef inline int64_t floor_s(int64_t ms) noexcept:
+    """Seconds, rounded down also below 0."""
+    return ms // 1000 if ms >= 0 else -((999 - ms) // 1000)
+
+
+cdef inline size_t put_text(char* key, size_t used, const Text* text) noexcept:
+    """Append a text behind its length; return where the next begins."""
+    memcpy(key + used, &text.length, 8)
+    memcpy(key + used + 8, text.at, text.length)
+    return used + 8 + text.length
