@@ -45,7 +45,7 @@ GENERATED_C = Path("build/c-debug" if DEBUG else "build/c-release")
 
 WARNINGS = ["-Wall", "-Wextra"]
 # No -march=native and no -ffast-math: a logged decision must replay bit for bit on another machine.
-RELEASE_FLAGS = ["-O3", "-ffp-contract=off", *WARNINGS]
+RELEASE_FLAGS = ["-O3", "-ffp-contract=off", "-fno-trapping-math", *WARNINGS]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 DEBUG_FLAGS = ["-O1", "-g", "-fno-omit-frame-pointer", "-ffp-contract=off", *WARNINGS, *SANITIZERS]
 FLAGS = DEBUG_FLAGS if DEBUG else RELEASE_FLAGS

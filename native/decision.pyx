@@ -20,7 +20,7 @@ from tailorbird.native.scoring cimport (
     ItemTable, Prior, TB_BATCH, tb_evidence, tb_item, tb_item_at, tb_item_id, tb_mark, tb_marks_clear, tb_normaliser,
     tb_ranked, tb_ranking, tb_reason_code, tb_rules, tb_scores,
 )
-from tailorbird.native.servings cimport ServedLog
+from tailorbird.native.servings cimport ServedLog, tb_served_newest, tb_served_prefetch, tb_served_prefetch_at
 from tailorbird.native.wire cimport Answered, Asked, DecisionEncoder, Pairs, Text, dict_of, same_text, str_of
 
 from tailorbird.native.record import RecordError
@@ -268,6 +268,8 @@ cdef class QuickDecider:
             if hasher is None or not is_plain(<const uint8_t*>given.values[i].at, given.values[i].length):
                 return False
             hasher.hash(<const uint8_t*>given.values[i].at, given.values[i].length, keys[i])
+        if given.count:  # Whoever has one identifier mostly has their state under it: both are far away, so ask for them early.
+            self._prefetch_served(keys[0])
         for i in range(given.count):  # All that are known must be known as the same person.
             key = PyBytes_FromStringAndSize(<const char*>keys[i], KEY_BYTES)
             if not cursor.set_key(key + b"\0"):
@@ -306,12 +308,20 @@ cdef class QuickDecider:
             self.view._take(self.layout, data, length)
         except RecordError:
             return False
+        tb_served_prefetch_at(&self.served.log, tb_served_newest(&self.served.log, person.fragment))
         person.is_known = True
         person.is_seen = self.view.header.first_seen != 0
         person.last_seen = self.view.header.last_seen
         person.permitted = ((self.view.header.granted | self.always) & ~self.view.header.denied & ~self.view.header.restricted
                             & self.all_bits)
         return True
+
+    cdef int _prefetch_served(self, const uint8_t* fragment) except -1:
+        cdef ServedLog log
+        tb_served_prefetch(&self.served.log, fragment)
+        for log in self.servings.logs:
+            tb_served_prefetch(&log.log, fragment)
+        return 0
 
     cdef bint _read(self, QuickPlan plan, int64_t at, uint64_t permitted, Py_ssize_t* fresh, Py_ssize_t* masked) noexcept:
         """Read what the placement asks of the person; tell whether the vector says anything."""

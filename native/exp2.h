@@ -61,6 +61,32 @@ static inline double tb_exp2_within(double x) {
     return y * power;
 }
 
+#define TB_EXP2_MANY 64
+
+/* tb_exp2_within of up to TB_EXP2_MANY numbers, in place, bit for bit. Only the look-up in the table is done one by one. */
+static inline __attribute__((always_inline)) void tb_exp2_many(double *x, size_t count) {
+    const double magic = 0x1.8p52;
+    double p[TB_EXP2_MANY], base[TB_EXP2_MANY];
+    uint64_t whole[TB_EXP2_MANY];
+    for (size_t i = 0; i < count; i++) {
+        double shifted = x[i] * 64.0 + magic;
+        uint64_t bits;
+        memcpy(&bits, &shifted, sizeof bits);
+        whole[i] = bits - UINT64_C(0x4338000000000000);
+        double r = x[i] - (shifted - magic) * 0.015625;
+        p[i] = r * (0x1.62e42fefa39efp-1 + r * (0x1.ebfbdff82c58fp-3 + r * (0x1.c6b08d704a0c0p-5
+             + r * (0x1.3b2ab6fba4e77p-7 + r * 0x1.5d87fe78a6731p-10))));
+    }
+    for (size_t i = 0; i < count; i++) base[i] = tb_exp2_table[whole[i] & 63];
+    for (size_t i = 0; i < count; i++) {
+        double y = base[i] + base[i] * p[i];
+        uint64_t power_bits = ((whole[i] & ~UINT64_C(63)) << 46) + (UINT64_C(1023) << 52);
+        double power;
+        memcpy(&power, &power_bits, sizeof power);
+        x[i] = y * power;
+    }
+}
+
 /* 2^x. NaN gives NaN; below -1080 (and -infinity) 0; from 1024 up infinity. */
 static inline double tb_exp2(double x) {
     if (x >= -1020.0 && x <= 1023.0)

@@ -42,6 +42,7 @@ static inline void tb_prefetch(const void *place) { __builtin_prefetch(place, 0,
 #define TB_LANES 16
 #define TB_CACHE_LINE 64
 #define TB_BATCH 64          /* candidates scored in one go */
+_Static_assert(TB_BATCH <= TB_EXP2_MANY, "lifts of a batch are computed in one go");
 #define TB_LOOKUP_BATCH 1024 /* ids looked up in one go */
 #define TB_AHEAD 16           /* candidates fetched before their turn */
 #define TB_FETCHED_BYTES 384 /* of an item, ahead of its turn */
@@ -417,13 +418,20 @@ TB_INLINE void tb_score_read(const tb_evidence *evidence, const uint32_t *number
     }
     memcpy(scores->score, scores->blended, count * sizeof *scores->score);
     if (with_parts || evidence->affinity_count != 0) tb_lift(evidence, numbers, count, scores);
+    double *lift = scores->vector_lift;
+    if (evidence->vector != NULL) {
+        for (size_t i = 0; i < count; i++) {
+            double exponent = lift[i] * TB_LOG2_E;
+            exponent = exponent == exponent ? exponent : 0.0; /* a sum that overflowed both ways says nothing */
+            exponent = exponent < -TB_LIFT_MAX ? -TB_LIFT_MAX : exponent;
+            lift[i] = exponent > TB_LIFT_MAX ? TB_LIFT_MAX : exponent;
+        }
+        tb_exp2_many(lift, count);
+    } else
+        for (size_t i = 0; i < count; i++) lift[i] = 1.0;
     for (size_t i = 0; i < count; i++) {
-        double exponent = evidence->vector != NULL ? scores->vector_lift[i] * TB_LOG2_E : 0.0;
-        exponent = exponent == exponent ? exponent : 0.0; /* a sum that overflowed both ways says nothing */
-        exponent = exponent < -TB_LIFT_MAX ? -TB_LIFT_MAX : exponent;
-        scores->vector_lift[i] = evidence->vector != NULL ? tb_exp2_within(exponent > TB_LIFT_MAX ? TB_LIFT_MAX : exponent) : 1.0;
         /* Lifts may overflow; what is no number is worth nothing, or it would break the order of the heap. */
-        double score = scores->score[i] * scores->vector_lift[i];
+        double score = scores->score[i] * lift[i];
         score = score > 0.0 ? score : 0.0;
         scores->score[i] = score > FLT_MAX ? FLT_MAX : score;
     }

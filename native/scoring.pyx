@@ -486,17 +486,18 @@ cdef class ItemTable:
 
     cdef void _exclude_served(self, const tb_served_log* log, const uint8_t* fragment, int64_t since_s) noexcept:
         cdef uint64_t place = tb_served_newest(log, fragment)
+        cdef uint64_t before
         cdef const tb_served* served
         cdef const uint32_t* items
         cdef uint32_t i
         while place != TB_NOWHERE:
-            served = tb_served_at(log, place)
+            served, before = tb_served_at(log, place), tb_served_before(log, place)
             items = tb_served_items(served)
             if served.serving.at // 1000 >= since_s:
                 for i in range(served.serving.item_count):
                     if items[i] < self.items.count:
                         tb_mark(&self.marks, self.marks.excluded, items[i])
-            place = tb_served_before(log, place)
+            place = before
 
     def rank(self, candidates, Py_ssize_t k, uint32_t now_s, Prior prior not None, *, bint require_stock=True,
              const uint8_t[::1] allowed=None, tuple together=None, tuple affinities=(), const float[::1] vector=None,

@@ -66,6 +66,14 @@ static inline tb_served_slot *tb_served_slot_of(const tb_served_log *log, const 
     }
 }
 
+/* Asks for what `tb_served_newest` reads first. */
+static inline void tb_served_prefetch(const tb_served_log *log, const uint8_t *fragment) {
+    uint64_t at;
+    if (log->count == 0) return;
+    memcpy(&at, fragment, sizeof at);
+    __builtin_prefetch(&log->slots[at & (log->slot_count - 1)], 0, 3);
+}
+
 /* The place of a fragment's newest serving, TB_NOWHERE without one. */
 static inline uint64_t tb_served_newest(const tb_served_log *log, const uint8_t *fragment) {
     if (log->count == 0) return TB_NOWHERE;
@@ -73,10 +81,19 @@ static inline uint64_t tb_served_newest(const tb_served_log *log, const uint8_t 
     return place != TB_NOWHERE && place >= log->start ? place : TB_NOWHERE;
 }
 
-/* The place of the serving before one of the same fragment, TB_NOWHERE without one. */
+/* Asks for a serving and its first items; TB_NOWHERE is none. */
+static inline void tb_served_prefetch_at(const tb_served_log *log, uint64_t place) {
+    if (place == TB_NOWHERE) return;
+    __builtin_prefetch(tb_served_at(log, place), 0, 3);
+    __builtin_prefetch((const uint8_t *)tb_served_at(log, place) + 64, 0, 3);
+}
+
+/* The place of the serving before one of the same fragment, TB_NOWHERE without one; it is asked for. */
 static inline uint64_t tb_served_before(const tb_served_log *log, uint64_t place) {
     uint64_t before = tb_served_at(log, place)->before;
-    return before != TB_NOWHERE && before >= log->start ? before : TB_NOWHERE;
+    if (before == TB_NOWHERE || before < log->start) return TB_NOWHERE;
+    tb_served_prefetch_at(log, before);
+    return before;
 }
 
 /* Makes room in the table for one more fragment, leaving out those that are gone. Returns 0 without memory. */

@@ -25,6 +25,8 @@ cdef extern from "servings.h" nogil:
     tb_served* tb_served_at(const tb_served_log* log, uint64_t place) noexcept
     const uint32_t* tb_served_items(const tb_served* served) noexcept
     uint64_t tb_served_newest(const tb_served_log* log, const uint8_t* fragment) noexcept
+    void tb_served_prefetch(const tb_served_log* log, const uint8_t* fragment) noexcept
+    void tb_served_prefetch_at(const tb_served_log* log, uint64_t place) noexcept
     uint64_t tb_served_before(const tb_served_log* log, uint64_t place) noexcept
     bint tb_served_add(tb_served_log* log, const tb_serving* serving, const void* items) noexcept
     void tb_served_drop(tb_served_log* log) noexcept

@@ -152,7 +152,7 @@ cdef class Asked:
             if key == CANDIDATE_IDS:
                 if not tb_length_read(&at, end, &length) or ids.count == candidates_max:
                     return False
-                if not is_text(<const char*>at, length):
+                if not tb_is_ascii(<const char*>at, length) and not is_text(<const char*>at, length):
                     return False
                 ids._add(<const char*>at, length)
                 at += length
