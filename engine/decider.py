@@ -313,10 +313,7 @@ class Decider:
             degraded.append(evidence.model_damage.reason)
         if compiled.freshness_ms:
             degraded += self._stale(at)
-        if not winners:
-            tier = EMPTY
-        else:
-            tier = PERSON if known.speaks else self._tier_without_person(chain)
+        tier = EMPTY if not winners else PERSON if known.speaks else self._tier_without_person(chain)
         decision = Decision(
             decision_id=self._decision_id(request.request_id, at),
             placement=placement.name,
@@ -760,6 +757,8 @@ class Decider:
                 placement.name: _placed(placement, compiled, index, attributes)
                 for placement in compiled.configuration.placements
             }
+            for name in self._placed:  # Numbered in their order, whoever decides first.
+                self.servings.placement(name)
             self._compiled = compiled
         return compiled
 

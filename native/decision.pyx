@@ -1,7 +1,7 @@
 """The common decision without an object per item: from the bytes of a DecideRequest to those of its answer.
 
 It covers a ranking of given candidates by popularity in context and the person's vector, for whoever is known by plain
-identifiers and holds all state in one fragment. Of anything else, errors too, it says nothing, and the general decider
+identifiers. Of anything else, errors too, it says nothing, and the general decider
 (engine/decider.py) is asked, whose word is the last: where this one answers, it answers the same bytes
 (tests/engine/test_quick_decisions.py).
 """
@@ -31,6 +31,7 @@ cdef enum:
     FEATURES_MAX = 1024
     WINDOWS_MAX = 4
     RECENT_MAX = 128
+    FRAGMENTS_MAX = 16
     REASON_CODES = 1296  # four digits of base 6
     # Where the head of a stored person has its layout's version, how many fragments there are, and which one holds all.
     VERSION_AT = 4
@@ -94,7 +95,9 @@ cdef struct Person:
     bint is_known
     bint is_seen
     uint8_t[KEY_BYTES] key
-    uint8_t[KEY_BYTES] fragment
+    Py_ssize_t fragment_count
+    uint8_t[FRAGMENTS_MAX][KEY_BYTES] fragments  # that may hold lists
+    uint8_t[KEY_BYTES] served  # the one their servings belong to
     uint64_t permitted
     int64_t last_seen
 
@@ -300,15 +303,23 @@ cdef class QuickDecider:
         members = data[MEMBERS_AT] + 256 * data[MEMBERS_AT + 1]
         if members > 1:
             length -= KEY_BYTES * members
-        memcpy(person.key, PyBytes_AS_STRING(best_person), KEY_BYTES)
-        memcpy(person.fragment, data + HOLDER_AT, KEY_BYTES)
-        if length < 0 or is_zeros(person.fragment):
+        if length < HOLDER_AT + KEY_BYTES:
             return False
+        memcpy(person.key, PyBytes_AS_STRING(best_person), KEY_BYTES)
+        memcpy(person.served, data + HOLDER_AT, KEY_BYTES)
+        person.fragment_count = 1
+        memcpy(person.fragments[0], person.served, KEY_BYTES)
+        if is_zeros(person.served):  # Several hold state, and their lists.
+            if not 1 < members <= FRAGMENTS_MAX:
+                return False
+            memcpy(person.served, keys[best], KEY_BYTES)
+            memcpy(person.fragments[0], data + length, KEY_BYTES * members)
+            person.fragment_count = members
         try:
             self.view._take(self.layout, data, length)
         except RecordError:
             return False
-        tb_served_prefetch_at(&self.served.log, tb_served_newest(&self.served.log, person.fragment))
+        tb_served_prefetch_at(&self.served.log, tb_served_newest(&self.served.log, person.fragments[0]))
         person.is_known = True
         person.is_seen = self.view.header.first_seen != 0
         person.last_seen = self.view.header.last_seen
@@ -349,7 +360,8 @@ cdef class QuickDecider:
         cdef Py_ssize_t w
         cdef uint8_t code
         cdef int last = -1
-        cdef bytes key, chunk
+        cdef Py_ssize_t i
+        cdef bytes key, chunk, fragment
         cdef ServedLog log
         for w in range(256):
             is_read[w] = False
@@ -360,26 +372,26 @@ cdef class QuickDecider:
                 last = max(last, <int>plan.codes[w])
         if last < 0:
             return 0
-        if memcmp(person.key, person.fragment, KEY_BYTES) == 0:
-            more = cursor.next()
-        else:
-            more = cursor.set_range(PyBytes_FromStringAndSize(<const char*>person.fragment, KEY_BYTES) + LISTS)
-        while more:
-            key, chunk = cursor.item()
-            if PyBytes_GET_SIZE(key) < KEY_BYTES + 1 or memcmp(PyBytes_AS_STRING(key), person.fragment, KEY_BYTES) != 0:
-                break
-            code = (<const uint8_t*>PyBytes_AS_STRING(key))[KEY_BYTES] - <uint8_t>LIST_ROWS
-            if code > last:
-                break
-            if is_read[code]:
-                self.items._exclude_listed(chunk, since_s[code])
-                if code == last and key.endswith(OLDEST_CHUNK):
+        for i in range(person.fragment_count):
+            fragment = PyBytes_FromStringAndSize(<const char*>person.fragments[i], KEY_BYTES)
+            if i == 0 and memcmp(person.key, person.fragments[0], KEY_BYTES) == 0:
+                more = cursor.next()  # from the head
+            else:
+                more = cursor.set_range(fragment + LISTS)
+            while more:
+                key, chunk = cursor.item()
+                if not key.startswith(fragment):
                     break
-            more = cursor.next()
-        if is_read[self.served_code]:
-            self.items._exclude_served(&self.served.log, person.fragment, since_s[self.served_code])
-            for log in self.servings.logs:
-                self.items._exclude_served(&log.log, person.fragment, since_s[self.served_code])
+                code = (<const uint8_t*>PyBytes_AS_STRING(key))[KEY_BYTES] - <uint8_t>LIST_ROWS
+                if is_read[code]:
+                    self.items._exclude_listed(chunk, since_s[code])
+                    if code == last and key.endswith(OLDEST_CHUNK):
+                        break
+                more = cursor.next()
+            if is_read[self.served_code]:
+                self.items._exclude_served(&self.served.log, person.fragments[i], since_s[self.served_code])
+                for log in self.servings.logs:
+                    self.items._exclude_served(&log.log, person.fragments[i], since_s[self.served_code])
         return 0
 
     cdef void _exclude_recent(self, QuickPlan plan, int64_t at, uint64_t permitted) noexcept:
@@ -483,7 +495,7 @@ cdef class QuickDecider:
         for i in range(kept):
             numbers[i] = heap[i].item
         for log in self.servings.taking:
-            log._add(person.fragment, at, plan.number, numbers, kept)
+            log._add(person.served, at, plan.number, numbers, kept)
         return 0
 
 
