@@ -3,6 +3,7 @@
 # make demo    the generated shop, three visits
 # make conformance   the transports against h2spec, grpcurl, grpc-go and grpcio (needs Go)
 # make bench   all benchmarks, quick sizes
+# make bench-peers   the peers that some of them measure against
 #
 # VENV=/elsewhere/.venv puts the environment somewhere else; PYTHON=python3.12 chooses the interpreter.
 
@@ -21,7 +22,7 @@ BUILT := setup.py pyproject.toml $(shell find protos native -name '*.proto' -o -
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup test lint types pytest test-debug conformance demo bench clean FORCE
+.PHONY: setup test lint types pytest test-debug conformance demo bench bench-peers clean FORCE
 
 setup: $(STAMP)
 
@@ -75,6 +76,16 @@ $(CONFORMANCE)/.installed: tests/conformance/go.mod tests/conformance/go.sum
 
 conformance: setup $(CONFORMANCE)/.installed
 	GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m tests.conformance $(CONFORMANCE)
+
+# Peers of the benches, pinned, each in an environment of its own.
+PEERS := build/peers
+
+$(PEERS)/feast/.installed: bench/peers/feast-requirements.txt | $(BIN)/python
+	$(BIN)/python -m venv $(PEERS)/feast
+	$(PEERS)/feast/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+bench-peers: $(PEERS)/feast/.installed
 
 demo: setup
 	$(BIN)/tailorbird demo

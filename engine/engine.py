@@ -670,6 +670,11 @@ class Engine:
             return int.from_bytes(seen, "big") if seen is not None else -1
 
     @property
+    def state_bytes(self) -> int:
+        """How many bytes of the memory map are in use, pages that wait to be used again included."""
+        return self._store.used_bytes
+
+    @property
     def latest_event_time(self) -> int:
         """The newest event time in the state, ms since 1970 UTC; 0 before the first."""
         return self._refreshed().latest_event_time
