@@ -13,6 +13,8 @@ from typing import Any
 from tailorbird.engine.applier import LINK_BIT, Applier
 from tailorbird.engine.compiled import SignalPlan
 from tailorbird.engine.consent import ALL_BITS, Basis, ConsentChoice, ConsentMasks, DataType, Purpose, bit
+from tailorbird.engine.context import RAW, Contexts
+from tailorbird.engine.context.moments import DAYPART, MOMENTS
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.facts import Anchor, ConsentFact, SignalFact
 from tailorbird.engine.identifiers import IdentifierHasher
@@ -21,6 +23,8 @@ from tailorbird.engine.signals import Outcome, Signal, Status
 from tailorbird.engine.state import masks_of
 from tailorbird.engine.vocabulary import PRODUCT_FIELDS, Kind
 
+# The part of the day is left to whoever counts.
+STORED_MOMENTS = frozenset(MOMENTS) - {DAYPART}
 CONTEXT_BIT = bit(DataType.CONTEXTUAL, Purpose.COLLECT)
 EXPECTED = {
     Kind.STRING: "a string",
@@ -43,8 +47,9 @@ class Rejected(CallerError):
 class Admission:
     """Decides signal by signal what enters the log."""
 
-    def __init__(self, applier: Applier, hasher: IdentifierHasher) -> None:
+    def __init__(self, applier: Applier, hasher: IdentifierHasher, contexts: Contexts) -> None:
         self.applier = applier
+        self.contexts = contexts
         self.state = applier.state
         self.hasher = hasher
 
@@ -97,13 +102,20 @@ class Admission:
                 anchors,
                 permitted,
                 signal.properties,
-                signal.context if permitted & CONTEXT_BIT else {},
+                self._context(signal, event_time) if permitted & CONTEXT_BIT else {},
                 message_key,
                 signal.source,
                 signal.source_offset,
             )
         )
         return None, facts
+
+    def _context(self, signal: Signal, event_time: int) -> dict[str, str]:
+        """Return the context to be stored: derived, nothing of it raw."""
+        compiled = self.state.compiled
+        if RAW.isdisjoint(signal.context) and compiled.context_names.isdisjoint(STORED_MOMENTS):
+            return signal.context
+        return dict(self.contexts.of(compiled).derive(signal.context, event_time, now=False))
 
     def _anchors(self, identifiers: Mapping[str, str]) -> tuple[Anchor, ...]:
         """Return the usable identifiers, best first. A placeholder beside a real one is passed over, alone it is refused."""

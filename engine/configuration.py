@@ -109,6 +109,13 @@ class MoneyDeclaration(_Section, frozen=True):
     rates: dict[str, float] = {}
 
 
+class ContextDeclaration(_Section, frozen=True):
+    """What context is derived with: the MaxMind database for addresses, and the hosts of the shop's own sites."""
+
+    location_database: str = ""
+    own_hosts: list[str] = []
+
+
 class Statistics(_Section, frozen=True):
     """Popularity: which signals count how much, how fast they fade, and the context levels, coarse to fine."""
 
@@ -196,6 +203,7 @@ class Configuration(_Section, frozen=True):
     attributes: list[str] = msgspec.field(default_factory=lambda: ["category", "brand"])
     embedding_dimension: int = 0
     statistics: Statistics = Statistics()
+    context: ContextDeclaration = ContextDeclaration()
     money: MoneyDeclaration = MoneyDeclaration()
     freshness: dict[str, str] = {}
     features: list[FeatureDeclaration] = []

@@ -15,7 +15,7 @@ from tailorbird.engine.applier import LIST_KINDS, product_lines
 from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.configuration import Placement
 from tailorbird.engine.consent import ConsentMasks, DataType, Purpose, bit, permitted
-from tailorbird.engine.dayparts import DAYPART, with_daypart
+from tailorbird.engine.context import Contexts
 from tailorbird.engine.errors import CallerError, NotFound, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Chain, Evidence
 from tailorbird.engine.features import slot_values
@@ -155,11 +155,13 @@ class Decider:
         evidence: Evidence,
         hasher: IdentifierHasher,
         recently_served: Callable[[bytes, int], list[tuple[int, tuple[int, ...]]]],
+        contexts: Contexts,
     ) -> None:
         self.store = store
         self.evidence = evidence
         self.hasher = hasher
         self.recently_served = recently_served
+        self.contexts = contexts
         self._begin = store.environment.begin
         self._placed: dict[str, Placed] = {}
         self._compiled: CompiledConfiguration | None = None
@@ -234,9 +236,7 @@ class Decider:
         degraded: list[str] = []
         person = self._person(txn, request, degraded)
         given = self._fold_events(txn, person, request.events, compiled, at) if request.events else _NO_ITEMS
-        context: Mapping[str, str] = request.context
-        if DAYPART in compiled.count_dimensions:
-            context = with_daypart(context, at, compiled.configuration.zone)
+        context = self.contexts.of(compiled).derive(request.context, at, now=not request.at)
         chain = evidence.chain(context)
         items = evidence.catalogue.items
         items.begin()
@@ -451,7 +451,7 @@ class Decider:
                 slots = slot_values(
                     plan.update,
                     event.properties,
-                    event.context,
+                    self.contexts.of(compiled).derive(event.context, event.event_time or at),
                     lines,
                     symbol_of,
                     lambda item_id: int(items.lookup([item_id])[0][0]),

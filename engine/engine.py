@@ -20,6 +20,7 @@ from tailorbird.engine.backfill import Backfill, BackfillProgress
 from tailorbird.engine.compiled import compile_configuration, namespaces_of
 from tailorbird.engine.configuration import Configuration, Limits, parse_configuration, read_configuration
 from tailorbird.engine.consent import ConsentChoice, DataType
+from tailorbird.engine.context import Contexts, WeatherProvider
 from tailorbird.engine.decider import Answer, Decider, check_position
 from tailorbird.engine.directory import Directory, sync_folder, write_durably
 from tailorbird.engine.errors import CallerError, Damaged, NotFound, PreconditionFailed, TailorbirdError, Unavailable
@@ -91,9 +92,14 @@ class Engine:
         # Writers take turns, and so do readers, whose evidence is shared; no reader waits for a write. Taken in this order.
         self._turn = threading.RLock()
         self._reading = threading.RLock()
-        self._writer = Writer(store, log, hasher, clock, configuration.limits.map_bytes) if lock is not None else None
+        self._contexts = Contexts()
+        self._writer = (
+            Writer(store, log, hasher, clock, configuration.limits.map_bytes, self._contexts)
+            if lock is not None
+            else None
+        )
         self._evidence = Evidence(store, directory.models)
-        self._decider = Decider(store, self._evidence, hasher, self._recently_served)
+        self._decider = Decider(store, self._evidence, hasher, self._recently_served, self._contexts)
         self._idle_deciders: list[Decider] = []  # of batches
         self._closed = False
         self._backfilling = threading.Lock()
@@ -128,7 +134,8 @@ class Engine:
             configuration, text = parse_configuration(config, "config"), config
         else:
             configuration, text = read_configuration(Path(config))
-        compile_configuration(text, 1, 1)  # Before anything is made: a configuration that cannot work leaves no trace.
+        # Before anything is made: a configuration that cannot work leaves no trace.
+        Contexts().of(compile_configuration(text, 1, 1))
         directory.prepare(create=not read_only)
         if not read_only and not directory.configuration.exists():
             write_durably(directory.configuration, text.encode())
@@ -236,9 +243,9 @@ class Engine:
             map_bytes=limits.map_bytes,
             synced=self.configuration.state_sync == "commit",
         )
-        self._writer = Writer(self._store, self._log, self._hasher, self._clock, limits.map_bytes)
+        self._writer = Writer(self._store, self._log, self._hasher, self._clock, limits.map_bytes, self._contexts)
         self._evidence = Evidence(self._store, self.directory.models)
-        self._decider = Decider(self._store, self._evidence, self._hasher, self._recently_served)
+        self._decider = Decider(self._store, self._evidence, self._hasher, self._recently_served, self._contexts)
         self._idle_deciders.clear()
 
     def close(self) -> None:
@@ -255,7 +262,16 @@ class Engine:
             finally:
                 self._release()
 
+    def use_weather(self, provider: WeatherProvider | None) -> None:
+        """Let a provider say the weather of places where a caller does not, or nobody (None).
+
+        It is called by a thread of its own with country, region and city, at most once in a quarter of an hour per place. No
+        decision waits for it: the first of a place goes without.
+        """
+        self._contexts.use_weather(provider)
+
     def _release(self) -> None:
+        self._contexts.close()
         with self._reading:
             self._closed = True
             self._store.close()
@@ -367,7 +383,7 @@ class Engine:
         `state_sync`, `identity`) hold from the next one. Raises `ConfigurationError`.
         """
         configuration = parse_configuration(text, "config")
-        compile_configuration(text, 1, 1)
+        Contexts().of(compile_configuration(text, 1, 1))
         with self._turn:
             self._write_servings()
             position = self.writer.configure(text)
@@ -514,7 +530,7 @@ class Engine:
                 decider = self._idle_deciders.pop()
             else:
                 evidence = Evidence(self._store, self.directory.models)
-                decider = Decider(self._store, evidence, self._hasher, self._recently_served)
+                decider = Decider(self._store, evidence, self._hasher, self._recently_served, self._contexts)
             answers = decider.decide_each(requests, self._clock())
             self._servings.begin_batch()
         try:

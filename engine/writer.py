@@ -15,6 +15,7 @@ from tailorbird.engine.admission import Admission
 from tailorbird.engine.applier import Applier
 from tailorbird.engine.compiled import compile_configuration
 from tailorbird.engine.consent import ConsentChoice
+from tailorbird.engine.context import Contexts
 from tailorbird.engine.errors import InternalError, PreconditionFailed, TailorbirdError, Unavailable
 from tailorbird.engine.facts import (
     ConfigurationFact,
@@ -41,14 +42,20 @@ class Writer:
     """Owns the log and every write to the store."""
 
     def __init__(
-        self, store: Store, log: LocalLog, hasher: IdentifierHasher, clock: Callable[[], int], map_bytes: int
+        self,
+        store: Store,
+        log: LocalLog,
+        hasher: IdentifierHasher,
+        clock: Callable[[], int],
+        map_bytes: int,
+        contexts: Contexts,
     ) -> None:
         self.store = store
         self.log = log
         self.clock = clock
         self.map_bytes = map_bytes
         self.applier = Applier(store, hasher)
-        self.admission = Admission(self.applier, hasher)
+        self.admission = Admission(self.applier, hasher, contexts)
         self._last_append = 0
         self._failure = ""
 
