@@ -67,7 +67,8 @@ class FeatureDeclaration(_Section, frozen=True):
     """A feature: which signals feed it and how they are aggregated, or what it is derived from.
 
     - `formula`: arithmetic over other features; with `segment`, a rule that is true of who belongs, whose changes are told
-    - `learned_from`: the features that a trained model reads; `tailorbird train score` makes it
+    - `learned_from`: the features that a trained model reads; `tailorbird train score` makes it, or, with `clusters`, how many
+      kinds of people there are, `tailorbird train clusters`
     - `pushed`: what kind of value may be sent for it from elsewhere
     - `compute: batch`: it is sent by `tailorbird features materialize`, which aggregates files, and by nothing else
 
@@ -79,6 +80,7 @@ class FeatureDeclaration(_Section, frozen=True):
     signal: str | list[str] = []
     formula: str | None = None
     learned_from: list[str] = []
+    clusters: int = 0
     segment: bool = False
     version: int = 1
     window: str | None = None

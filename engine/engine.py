@@ -34,6 +34,7 @@ from tailorbird.engine.facts import (
     SplitFact,
 )
 from tailorbird.engine.feature_table import FeatureReader, FeatureTable
+from tailorbird.engine.features import Feature, FeatureSet
 from tailorbird.engine.hashing import state_hash
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.identity import LinkKind
@@ -43,18 +44,19 @@ from tailorbird.engine.profile import Profile
 from tailorbird.engine.profiles import read_profile
 from tailorbird.engine.pushes import PushedRow, by_row, pushed_signals
 from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision, PageRequest
-from tailorbird.engine.score_model import ROLE, write_score
-from tailorbird.engine.score_training import train_score
+from tailorbird.engine.score_model import ROLE, Clusters, Score, ScoreModel, write_model
+from tailorbird.engine.score_training import train_clusters, train_score, updated_score
 from tailorbird.engine.segments import SegmentChange, read_changes
 from tailorbird.engine.servings import Serving, Servings
 from tailorbird.engine.signals import IngestReport, Signal
 from tailorbird.engine.state import Layouts, read_layouts
 from tailorbird.engine.store import Head, Store, stale_categories
 from tailorbird.engine.training import train_cooccurrence
-from tailorbird.engine.training_set import training_set
+from tailorbird.engine.training_set import sample_people, training_set
 from tailorbird.engine.writer import Writer
 
 SERVINGS_QUEUED_MAX = 10_000
+CLUSTERED_PEOPLE_MAX = 200_000  # who clusters are found among
 READERS_KEPT = 64  # sets of feature names whose readers are kept
 SERVINGS_WHILE_WRITING = 4  # times as many may wait while a writer is at work
 
@@ -440,24 +442,68 @@ class Engine:
         Raises as `training_set`, `NotFound` UNKNOWN_FEATURE, `CallerError` NOT_LEARNED, BAD_LABELS, `PreconditionFailed`
         MISSING_EXTRA.
         """
+        features, learned = self._learned(feature, clusters=False)
+        table = self._labelled(learned, namespace, values, times, labels)
+        return self._publish(train_score(feature, features, table, labels, table.position))
+
+    def update_score(
+        self, feature: str, namespace: str, values: Sequence[str], times: Sequence[int], labels: Sequence[int]
+    ) -> dict[str, float]:
+        """Let a trained score take in newly labelled moments: its calibration follows them, its trees stay.
+
+        Cheap enough for every hour. What was known before weighs on, a little less with every update. Raises as
+        `train_score`, and `PreconditionFailed` NOT_TRAINED.
+        """
+        _, learned = self._learned(feature, clusters=False)
+        table = self._labelled(learned, namespace, values, times, labels)
+        with self._reading:
+            model = self._evidence.scores.get(feature)
+        if not isinstance(model, ScoreModel):
+            raise PreconditionFailed(
+                "NOT_TRAINED", f"expected a trained score of {feature!r}, got none; train it first"
+            )
+        numbers = {name: table.column(name) for name in model.names if name not in table.texts}
+        return self._publish(updated_score(model.score, model.totals(numbers, table.texts), labels, table.position))
+
+    def train_clusters(self, feature: str) -> dict[str, float]:
+        """Find the kinds of people of a feature with `clusters`, among all whose consent covers training, and publish them.
+
+        Return how many people are of each. Raises `NotFound` UNKNOWN_FEATURE, `CallerError` NOT_LEARNED, TOO_FEW_PEOPLE,
+        `PreconditionFailed` LOG_TRUNCATED, MISSING_EXTRA.
+        """
+        features, learned = self._learned(feature, clusters=True)
+        with self._store.reading() as txn:
+            keys = sample_people(self._store, txn, CLUSTERED_PEOPLE_MAX)
+        now = [self._clock() + 1] * len(keys)
+        table = self._training_table(keys, now, learned.learned_from)
+        return self._publish(train_clusters(feature, features, table, learned.clusters, table.position))
+
+    def _learned(self, name: str, *, clusters: bool) -> tuple[FeatureSet, Feature]:
         with self._reading, self._store.reading() as txn:
             self._evidence.follow(txn)
             layouts = self._evidence.layouts
         assert layouts is not None
-        features = layouts.current.features
-        learned = features.by_name.get(feature)
+        learned = layouts.current.features.by_name.get(name)
         if learned is None:
-            raise NotFound("UNKNOWN_FEATURE", f"expected a declared feature, got {feature!r:.100}")
-        if not learned.learned_from:
-            raise CallerError("NOT_LEARNED", f"expected a feature with `learned_from`, got {feature!r}")
+            raise NotFound("UNKNOWN_FEATURE", f"expected a declared feature, got {name!r:.100}")
+        if not learned.learned_from or bool(learned.clusters) is not clusters:
+            wanted = "`learned_from` and `clusters`" if clusters else "`learned_from` and no `clusters`"
+            raise CallerError("NOT_LEARNED", f"expected a feature with {wanted}, got {name!r}")
+        return layouts.current.features, learned
+
+    def _labelled(
+        self, learned: Feature, namespace: str, values: Sequence[str], times: Sequence[int], labels: Sequence[int]
+    ) -> FeatureTable:
         if len(labels) != len(values):
             raise CallerError("BAD_LABELS", f"expected a label for each of {len(values)} people, got {len(labels)}")
-        table = self.training_set(namespace, values, times, learned.learned_from)
-        score = train_score(feature, features, table, labels, table.position)
+        return self.training_set(namespace, values, times, learned.learned_from)
+
+    def _publish(self, model: Score | Clusters) -> dict[str, float]:
+        """Put a model in force; return its report."""
         with self._turn:
-            path, checksum = write_score(self.directory.models, score)
-            self.writer.append(ModelFact(ROLE + feature, path.name, score.built_at, checksum))
-        return score.report
+            path, checksum = write_model(self.directory.models, model)
+            self.writer.append(ModelFact(ROLE + model.feature, path.name, model.built_at, checksum))
+        return model.report
 
     def snapshot(self) -> Path:
         """Copy the state as of now into `snapshots/`; return the folder."""
@@ -622,7 +668,9 @@ class Engine:
         """
         if len(values) != len(times):
             raise CallerError("BAD_TABLE", f"expected a time for each of {len(values)} people, got {len(times)}")
-        keys = self._hasher.keys(namespace, values)
+        return self._training_table(self._hasher.keys(namespace, values), times, features)
+
+    def _training_table(self, keys: Sequence[bytes], times: Sequence[int], features: Sequence[str]) -> FeatureTable:
         log = LocalLog.open(self.directory.log, read_only=True)
         try:
             if log.start > 0:

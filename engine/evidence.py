@@ -15,7 +15,7 @@ from tailorbird.engine.catalogue import Catalogue
 from tailorbird.engine.errors import Damaged, PreconditionFailed
 from tailorbird.engine.neighbours_file import Neighbours, open_neighbours
 from tailorbird.engine.requests import ReasonDetail
-from tailorbird.engine.score_model import ROLE, ScoreModel, open_score
+from tailorbird.engine.score_model import ROLE, Learned, open_model
 from tailorbird.engine.state import CHANGES_KEPT, Layouts, read_layouts
 from tailorbird.engine.statistics import Cell, Change, Statistics
 from tailorbird.engine.store import Head, Store, u64
@@ -65,7 +65,7 @@ class Evidence:
         self.statistics: Statistics
         self.neighbours: Neighbours | None = None
         self.model_damage: Damaged | None = None
-        self.scores: dict[str, ScoreModel] = {}  # by the feature they speak for
+        self.scores: dict[str, Learned] = {}  # by the feature they speak for
         self._score_files: dict[str, str] = {}
         self._counts_followed = -1
         self._neighbours_name = ""
@@ -157,7 +157,7 @@ class Evidence:
             self._score_files[feature] = name
             self.scores.pop(feature, None)
             try:
-                model, found = open_score(self.models / name)
+                model, found = open_model(self.models / name)
                 self._check_model(name, checksum, found, "train score")
                 self.scores[feature] = model
             except (Damaged, OSError) as error:

@@ -14,7 +14,7 @@ from tailorbird.engine.consent import ALL_BITS, DataType, Jurisdiction
 from tailorbird.engine.errors import NotFound
 from tailorbird.engine.features import Feature, FeatureSet, Place
 from tailorbird.engine.profile import FeatureStatus
-from tailorbird.engine.score_model import ScoreModel
+from tailorbird.engine.score_model import Learned
 from tailorbird.engine.state import Layouts, damaged_record, packed_head, read_record, read_windows, seek_head
 from tailorbird.engine.store import HEAD_ROW, Head, Store, u64
 from tailorbird.native import record
@@ -127,7 +127,7 @@ class Moment(Protocol):
     catalogue: Catalogue
 
     @property
-    def scores(self) -> Mapping[str, ScoreModel]:
+    def scores(self) -> Mapping[str, Learned]:
         """The learned scores, by feature."""
 
 
@@ -274,7 +274,7 @@ class TableRows:
         masked = (statuses == FeatureStatus.MASKED).any(axis=1)
         silent = np.where(masked, np.uint8(FeatureStatus.MASKED), np.uint8(FeatureStatus.MISSING))
         status = np.where(speaks, np.uint8(FeatureStatus.FRESH), silent)
-        return model.probabilities(numbers, self._texts), status
+        return model.values(numbers, self._texts), status
 
 
 class FeatureReader:
