@@ -270,6 +270,7 @@ def test_scores_and_clusters_are_trained_from_labels_and_people(
     Path("signals.jsonl").write_text("\n".join(lines))
     Path("labels.csv").write_text("\n".join(labels) + "\n")
     said(capsys, "ingest", "signals.jsonl")
+    assert "a learned probability, from orders" in said(capsys, "features", "list")
     assert "rows: 120.0" in said(capsys, "train", "score", "chance", "--labels", "labels.csv")
     assert "updates: 1.0" in said(capsys, "train", "score", "chance", "--labels", "labels.csv", "--update")
     assert "cluster_1: 60.0" in said(capsys, "train", "clusters", "kind")
