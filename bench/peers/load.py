@@ -58,7 +58,8 @@ def load(target: Target, *, in_flight: int, seconds: int, core: int) -> float:
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
         finished, counts = FINISHED.search(done.stdout), COUNTS.search(done.stdout)
-        if finished is None or counts is None or any(map(int, counts.groups()[1:])):
+        succeeded, *others = map(int, counts.groups()) if counts is not None else (0,)
+        if finished is None or not succeeded or any(others):
             raise InternalError(
                 "LOAD_FAILED", f"expected h2load to end without failures, got {done.stdout}{done.stderr}"
             )

@@ -44,7 +44,12 @@ def servers(
     people, items = min(size.people, SERVED_MAX), min(size.items, SERVED_MAX)
     ours = [sys.executable, "-m", "tailorbird.bench.rpc_subject", "--transport", NATIVE, "--core", str(core)]
     port = free_port()
-    listen = [feast_server, "--chdir", store, *f"listen --address 127.0.0.1:{port} --registry_ttl_sec 3600".split()]
+    listen: list[str | Path] = [
+        feast_server,
+        "--chdir",
+        store,
+        *f"listen --address 127.0.0.1:{port} --registry_ttl_sec 3600".split(),
+    ]
     with contextlib.ExitStack() as running:
         our_port = running.enter_context(
             server_that_tells([*ours, "--people", str(people), "--items", str(items)], core)
