@@ -3,7 +3,7 @@
 # make demo    the generated shop, three visits
 # make conformance   the transports against h2spec, grpcurl, grpc-go and grpcio (needs Go)
 # make bench   all benchmarks, quick sizes
-# make bench-peers   the peers that some of them measure against
+# make bench-peers   what benches measure against: Feast, Vowpal Wabbit, C++ gRPC
 #
 # VENV=/elsewhere/.venv puts the environment somewhere else; PYTHON=python3.12 chooses the interpreter.
 
@@ -77,21 +77,29 @@ $(CONFORMANCE)/.installed: tests/conformance/go.mod tests/conformance/go.sum
 conformance: setup $(CONFORMANCE)/.installed
 	GRPC_ENABLE_FORK_SUPPORT=0 $(BIN)/python -m tests.conformance $(CONFORMANCE)
 
-# Peers of the benches, pinned, each in an environment of its own.
-PEERS := build/peers
-
-$(PEERS)/feast/.installed: bench/peers/feast-requirements.txt | $(BIN)/python
-	$(BIN)/python -m venv $(PEERS)/feast
-	$(PEERS)/feast/bin/python -m pip install --quiet --requirement $<
-	@touch $@
-
-bench-peers: $(PEERS)/feast/.installed
-
 demo: setup
 	$(BIN)/tailorbird demo
 
 bench: setup
 	$(BIN)/tailorbird bench all --quick
+
+# Each peer in an environment of its own, at the versions that bench/peers/NAME.txt pins; C++ gRPC is the system's.
+PEERS := build/peers
+ECHO := $(PEERS)/echo/echo_server
+
+bench-peers: setup $(PEERS)/feast/.installed $(PEERS)/vowpal/.installed $(ECHO)
+
+$(PEERS)/%/.installed: bench/peers/%.txt | $(BIN)/python
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+$(ECHO): bench/peers/echo_server.cc bench/peers/echo.proto
+	.ci/peer-tools
+	mkdir -p $(@D)
+	protoc --proto_path=bench/peers --cpp_out=$(@D) --grpc_out=$(@D) --plugin=protoc-gen-grpc=$$(command -v grpc_cpp_plugin) echo.proto
+	g++ -O2 -std=c++17 -Wall -Wextra -I$(@D) $< $(@D)/echo.pb.cc $(@D)/echo.grpc.pb.cc -o $@ $$(pkg-config --cflags --libs grpc++ protobuf)
 
 clean:
 	rm -rf build dist tailorbird.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,7 +2,7 @@
 
 `feast_over_get_features_1`, `_100`: Feast's `get_online_features` in a process of its own (SQLite, 20 features by name) over our
 `Engine.get_features` of as many features, values taken as a numpy array, of 1 and of 100 people. Both hold the same number of
-people, who are drawn anew for every call; blocks of calls alternate, and the machine does nothing else of ours meanwhile. Medians.
+people, who are drawn anew for every call; blocks of calls alternate. Medians. How Feast is set up is told in peers/feast_subject.py.
 
 `update_events_per_s`: `Engine.ingest` in groups of 1,000 one-event signals on one core, 50 features declared, of which each event
 updates 25. `bytes_per_stranger`, `bytes_per_customer`: what the state grows by per person of one visit, and per returning
@@ -22,8 +22,8 @@ import numpy as np
 
 from tailorbird.bench.measure import Timings, time_calls
 from tailorbird.bench.musts import Must
-from tailorbird.bench.peers import feast_subject
-from tailorbird.bench.peers.process import PeerProcess
+from tailorbird.bench.peers import FEAST
+from tailorbird.bench.peers.process import Peer, installed
 from tailorbird.engine import Engine
 from tailorbird.engine.consent import parse_choice
 from tailorbird.engine.signals import Signal, Status
@@ -44,14 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profiles", type=int, default=1_000_000, help="profiles to weigh, twice (default 1,000,000)")
     parser.add_argument("--blocks", type=int, default=10, help="timed blocks (default 10)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="work below this directory (default the system's)")
+    parser.add_argument(
+        "--peers", type=Path, metavar="DIR", default=Path("build/peers"), help="what `make bench-peers` made"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes")
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
     """Return the measures; see the module for each."""
     people, profiles, blocks = (2_000, 5_000, 2) if args.quick else (args.people, args.profiles, args.blocks)
+    feast = installed(args.peers / "feast" / "bin" / "python")
     with tempfile.TemporaryDirectory(prefix="tailorbird-features-", dir=args.data) as folder:
-        results = _against_feast(Path(folder, "reading"), people, blocks)
+        results = _against_feast(Path(folder), feast, people, blocks)
         results |= _updates(Path(folder, "updates"), 20_000 if args.quick else 200_000)
         results["bytes_per_stranger"] = _bytes_per_profile(Path(folder, "strangers"), profiles, 1)
         results["bytes_per_customer"] = _bytes_per_profile(Path(folder, "customers"), profiles, VISITS)
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _against_feast(path: Path, people: int, blocks: int) -> dict[str, object]:
+def _against_feast(folder: Path, interpreter: Path, people: int, blocks: int) -> dict[str, object]:
     names = tuple(f"f{n}" for n in range(FEATURES))
     lines = [f"  - {{name: {name}, pushed: number, category: behavioural}}" for name in names[::2]]
     lines += [
@@ -74,11 +78,10 @@ def _against_feast(path: Path, people: int, blocks: int) -> dict[str, object]:
     feast = {1: Timings(), 100: Timings()}
     calls = {1: 400, 100: 20}
     with (
-        Engine.open(path, _configuration(lines), clock=lambda: AT) as engine,
-        PeerProcess("feast", Path(feast_subject.__file__)) as peer,
+        Engine.open(folder / "reading", _configuration(lines), clock=lambda: AT) as engine,
+        Peer(interpreter, FEAST, {"directory": str(folder / "feast"), "people": people}) as peer,
     ):
         _fill(engine, people, names)
-        told = peer.ask(op="prepare", people=people, features=FEATURES)
 
         def read(asked: list[str]) -> object:
             return engine.get_features("user_id", asked, names, at=AT).values
@@ -86,20 +89,21 @@ def _against_feast(path: Path, people: int, blocks: int) -> dict[str, object]:
         for block in range(blocks + 1):
             for count in (1, 100):
                 asked = [[f"user-{n}" for n in rng.integers(0, people, count)] for _ in range(calls[count])]
-                answer = peer.ask(op="get", people=asked)
-                assert answer["absent"] == 0, "Feast must find everybody"
+                theirs = peer.time(f"get_{count}", calls[count], seed=block)
                 spent = time_calls(read, asked)
                 if block:  # the first warms up
                     ours[count].blocks.append(spent)
-                    feast[count].blocks.append(np.array(answer["ns"], np.int64))
+                    feast[count].blocks.append(theirs)
         table = engine.get_features("user_id", [f"user-{n}" for n in range(100)], names, at=AT)
         assert not np.isnan(table.values).any(), "we must find everybody"
+        versions = ", ".join(f"{name} {version}" for name, version in peer.versions.items())
+        settings = peer.settings
     found: dict[str, object] = {}
     for count in (1, 100):
         found[f"feast_over_get_features_{count}"] = feast[count].percentile_us(50) / ours[count].percentile_us(50)
         found[f"get_features_{count}_us"] = ours[count].percentile_us(50)
         found[f"feast_get_{count}_us"] = feast[count].percentile_us(50)
-    return {**found, "feast_version": told["version"], "people": people}
+    return {**found, "feast_versions": versions, "feast_settings": settings, "people": people}
 
 
 def _configuration(lines: list[str]) -> str:

@@ -78,6 +78,7 @@ CAPABILITIES = (
     "generated shop with known answers",
     "bench engine",
     "bench ingest",
+    "bench peers",
     "bench quality",
     "bench crash: kill -9 loses and doubles nothing",
     "bench powerfail: images lose and double nothing",
