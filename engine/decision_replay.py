@@ -3,8 +3,9 @@
 The log is replayed in a scratch directory, from the newest snapshot before the first decision that is asked for, or from
 empty, and stops at the position of each. What a decision saw beside the state is in its record: servings that were not
 written yet, what earlier placements of the page had, and at which positions the orders it used were derived. Where a decision
-was asked on given candidates and is none of those sampled, its winners are the candidates: scores do not hang on what else
-was there, counts do and are not compared.
+was asked on given candidates and is none of those sampled, its winners are the candidates: their order and reasons do not hang
+on what else was there, and must be the same; their scores, of which all candidates' together are one whole, but for one common
+factor; counts are not compared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from math import isclose
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +40,7 @@ from tailorbird.engine.store import Store
 from tailorbird.engine.writer import Writer
 
 _COUNTS = ("candidate_count", "excluded_count", "unknown_candidate_count", "degraded")
+ROUNDING = 2.0**-21  # relative, of two scores of 24 bits and of their quotient
 REFUSED = "!"  # before the reason that stands in the place of an identifier's key
 
 
@@ -56,6 +59,7 @@ class Replayed(NamedTuple):
     stored: Stored
     passed: Passed | None = None
     difference: str = ""
+    whole: bool = True  # whether every bit was compared: see the module for given candidates
 
 
 def replay_decisions(
@@ -182,13 +186,13 @@ class _Replay:
         try:
             answer = self._decider.decide_again(_request(stored, logged, whole), logged.refused)
         except TailorbirdError as error:
-            return Replayed(stored, None, f"expected an answer, got {error}")
+            return Replayed(stored, None, f"expected an answer, got {error}", whole)
         found = difference(expected, answer, whole=whole)
         for name in ("model", "vector", "recent"):
             one, other = getattr(logged, name), getattr(self._evidenced, name)
             if not found and one != other:
                 found = f"{name}: logged {one!r}, replayed {other!r}"
-        return Replayed(stored, None, found)
+        return Replayed(stored, None, found, whole)
 
     def id_for(self, request: DecideRequest) -> str:
         """Return no id: see `difference`."""
@@ -225,10 +229,18 @@ def _request(stored: Stored, logged: LoggedDecision, whole: bool) -> DecideReque
 
 
 def difference(expected: Decision, got: Decision, *, whole: bool = True) -> str:
-    """Return the first thing two decisions differ in, to the bit, empty where they do not; ids and positions aside."""
+    """Return the first thing two decisions differ in, to the bit, empty where they do not; ids and positions aside.
+
+    Where not `whole`, scores may differ by one factor, and counts are not compared.
+    """
     skipped = {"decision_id", "position", "at", "items", *(() if whole else _COUNTS)}
+    factor = 1.0
+    if not whole and expected.items and got.items and got.items[0].score:
+        factor = expected.items[0].score / got.items[0].score
     for number, (one, other) in enumerate(zip(expected.items, got.items, strict=False)):
         for name in one.__struct_fields__:
+            if not whole and name == "score" and isclose(one.score, other.score * factor, rel_tol=ROUNDING):
+                continue
             if _bits(getattr(one, name)) != _bits(getattr(other, name)):
                 return f"items[{number}].{name}: logged {_shown(getattr(one, name))}, replayed {_shown(getattr(other, name))}"
     if len(expected.items) != len(got.items):

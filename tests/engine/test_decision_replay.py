@@ -135,3 +135,4 @@ def test_a_logged_day_replays_to_identical_decisions(day: Day) -> None:
     passed = {each.passed for each in replayed if each.passed is not None}
     assert passed == {Passed.WITHHELD}
     assert sum(each.passed is None for each in replayed) > 500
+    assert 0 < sum(not each.whole for each in replayed) < 200
