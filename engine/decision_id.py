@@ -21,6 +21,7 @@ from typing import NamedTuple
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.identifiers import IdentifierHasher
 
+DECISION_ID = "decision_id"  # the property of a signal that is an outcome of a decision
 ID_CHARACTERS = 32
 NAME_BYTES = 13
 _BODY_BYTES = 1 + NAME_BYTES

@@ -27,7 +27,7 @@ from tailorbird.engine.consent import DataType, Purpose, bit
 from tailorbird.engine.decision_id import DecisionIds, Place
 from tailorbird.engine.decision_record import HEADER_BYTES, PAYLOAD_BYTES_MAX, Stored
 from tailorbird.engine.durations import duration_ms
-from tailorbird.engine.errors import Damaged
+from tailorbird.engine.errors import Damaged, NotFound
 from tailorbird.engine.identifiers import HASH_BYTES, IdentifierError, IdentifierHasher
 
 if TYPE_CHECKING:
@@ -342,10 +342,30 @@ def read_at(folder: Path, place: Place) -> Stored | None:
             length = HEADER_BYTES + int.from_bytes(data[4:8], "little")
             if len(data) < length <= HEADER_BYTES + PAYLOAD_BYTES_MAX:
                 data += os.pread(file, length - len(data), place.offset + len(data))
-        found = decision_record.unpack(salt, data, place)
-        return found[0] if found is not None else None
+        return decision_record.unpack(salt, data, place)
     finally:
         os.close(file)
+
+
+def find(folder: Path, ids: DecisionIds, decision_id: str) -> list[Stored]:
+    """Return what is logged under an id: one decision, or for the id of a caller's request each attempt, the newest first.
+
+    Raises `CallerError` BAD_DECISION_ID, `NotFound` NO_DECISION.
+    """
+    meant = ids.read(decision_id)
+    found: list[Stored] = []
+    if isinstance(meant, Place):
+        stored = read_at(folder, meant)
+        found = [] if stored is None else [stored]
+    elif meant is not None:
+        found = _named(folder, meant)
+    if not found:
+        raise NotFound(
+            "NO_DECISION",
+            "expected a decision in the log, found none by this id: it was not logged, not written before a crash, or has "
+            "been kept for decision_log.age_max",
+        )
+    return found
 
 
 def read_segment(segment: Segment, start: int = SEGMENT_HEADER_BYTES) -> Iterator[Stored]:
@@ -359,9 +379,9 @@ def read_segment(segment: Segment, start: int = SEGMENT_HEADER_BYTES) -> Iterato
     salt, partition = _read_head(data, segment.path)
     view = memoryview(data)
     offset = start
-    while found := decision_record.unpack(salt, view[offset:], Place(partition, segment.process, segment.number, offset)):
-        yield found[0]
-        offset += found[1]
+    while stored := decision_record.unpack(salt, view[offset:], Place(partition, segment.process, segment.number, offset)):
+        yield stored
+        offset = stored.end
 
 
 def read_all(folder: Path) -> Iterator[Stored]:
@@ -370,7 +390,7 @@ def read_all(folder: Path) -> Iterator[Stored]:
         yield from read_segment(segment)
 
 
-def named(folder: Path, name: bytes) -> list[Stored]:
+def _named(folder: Path, name: bytes) -> list[Stored]:
     """Return the decisions on requests of one name, the newest first; every segment is searched."""
     prefix = b"\xdc\x00" + bytes([len(decision_record.LoggedDecision.__struct_fields__)])
     prefix += b"\xc4" + bytes([len(name)]) + name
@@ -389,8 +409,8 @@ def erase(folder: Path, is_of: Callable[[bytes], bool]) -> int:
             continue
         with segment.path.open("r+b") as file:
             for stored in places:
-                length = os.pread(file.fileno(), 4, stored.place.offset + 4)
-                os.pwrite(file.fileno(), bytes(int.from_bytes(length, "little")), stored.place.offset + HEADER_BYTES)
+                start = stored.place.offset + HEADER_BYTES
+                os.pwrite(file.fileno(), bytes(stored.end - start), start)
             os.fsync(file.fileno())
         erased += len(places)
     return erased

@@ -89,9 +89,10 @@ class LoggedDecision(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Stored(NamedTuple):
-    """A record as it stands in a segment; `payload` is empty where it was erased, None where it is damaged."""
+    """A record as it stands in a segment, up to byte `end`; `payload` is empty where it was erased, None where it is damaged."""
 
     place: Place
+    end: int
     at: int
     position: int
     payload: bytes | None
@@ -139,8 +140,8 @@ def pack(salt: int, at: int, position: int, payload: bytes) -> bytes:
     return (xxh3_64_intdigest(rest, salt) & _LOW_32).to_bytes(4, "little") + rest + payload
 
 
-def unpack(salt: int, data: bytes | memoryview, place: Place) -> tuple[Stored, int] | None:
-    """Return the record at a place and its length, None where there is none; `data` begins at its `offset`."""
+def unpack(salt: int, data: bytes | memoryview, place: Place) -> Stored | None:
+    """Return the record at a place, None where there is none; `data` begins at its `offset`."""
     if len(data) < HEADER_BYTES:
         return None
     checksum, length, payload_checksum, at, position = _HEADER.unpack_from(data)
@@ -153,7 +154,7 @@ def unpack(salt: int, data: bytes | memoryview, place: Place) -> tuple[Stored, i
     assert payload is not None
     if xxh3_64_intdigest(payload, salt) != payload_checksum:
         payload = None if any(payload) else b""
-    return Stored(place, at, position, payload), end
+    return Stored(place, place.offset + end, at, position, payload)
 
 
 def damaged(place: Place, detail: str) -> Damaged:
