@@ -32,7 +32,7 @@ from tailorbird.engine.identifiers import HASH_BYTES, IdentifierError, Identifie
 
 if TYPE_CHECKING:
     from tailorbird.engine.evidence import UsedOrder
-    from tailorbird.engine.requests import Decision, DecideRequest
+    from tailorbird.engine.requests import DecideRequest, Decision
     from tailorbird.engine.servings import Serving
 
 SUFFIX = ".decisions"
@@ -165,7 +165,9 @@ class DecisionLog:
             finally:
                 self._writing.release()
 
-    def _fields(self, request: DecideRequest, decision: Decision, evidenced: Evidenced, seed: int) -> tuple[object, ...]:
+    def _fields(
+        self, request: DecideRequest, decision: Decision, evidenced: Evidenced, seed: int
+    ) -> tuple[object, ...]:
         """Return the fields of a `LoggedDecision`; of a person who did not agree to it, none that is theirs."""
         withheld = (evidenced.known or bool(request.events)) and evidenced.permitted & LOG_CONSENT != LOG_CONSENT
         identifiers: Sequence[tuple[str, bytes, str]] = ()
@@ -379,7 +381,9 @@ def read_segment(segment: Segment, start: int = SEGMENT_HEADER_BYTES) -> Iterato
     salt, partition = _read_head(data, segment.path)
     view = memoryview(data)
     offset = start
-    while stored := decision_record.unpack(salt, view[offset:], Place(partition, segment.process, segment.number, offset)):
+    while stored := decision_record.unpack(
+        salt, view[offset:], Place(partition, segment.process, segment.number, offset)
+    ):
         yield stored
         offset = stored.end
 
@@ -433,5 +437,6 @@ def _read_head(data: bytes, path: Path) -> tuple[int, int]:
         if magic == _MAGIC and version == _VERSION and checksum == xxh3_64_intdigest(head) & _LOW_32:
             return salt, partition
     raise Damaged(
-        "DAMAGED_DECISION", f"expected a segment of decisions of version {_VERSION}, got other bytes, in {path}; remove it"
+        "DAMAGED_DECISION",
+        f"expected a segment of decisions of version {_VERSION}, got other bytes, in {path}; remove it",
     )

@@ -22,7 +22,7 @@ from tailorbird.engine.consent import ConsentChoice
 from tailorbird.engine.decision_id import Place
 from tailorbird.engine.errors import Damaged
 from tailorbird.engine.evidence import UsedOrder
-from tailorbird.engine.requests import Decision, DecidedItem, ReasonDetail, Tier
+from tailorbird.engine.requests import DecidedItem, Decision, ReasonDetail, Tier
 
 HEADER_BYTES = 32
 PAYLOAD_BYTES_MAX = 16 << 20

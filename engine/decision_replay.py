@@ -99,7 +99,9 @@ def replay_decisions(
                 return
             store = Store(Path(folder), read_only=False, map_bytes=configuration.limits.map_bytes, synced=False)
             try:
-                yield from _Replay(directory, store, log, hasher, configuration.limits.map_bytes).run(decisions, progress)
+                yield from _Replay(directory, store, log, hasher, configuration.limits.map_bytes).run(
+                    decisions, progress
+                )
             finally:
                 store.close()
     finally:
@@ -207,9 +209,7 @@ def _request(stored: Stored, logged: LoggedDecision, whole: bool) -> DecideReque
     candidates = logged.candidates if whole else tuple(item.id for item in logged.items)
     return DecideRequest(
         placement=logged.placement,
-        identifiers={
-            namespace: key.hex() or REFUSED + reason for namespace, key, reason in logged.identifiers
-        },
+        identifiers={namespace: key.hex() or REFUSED + reason for namespace, key, reason in logged.identifiers},
         context=logged.context,
         candidates=candidates,
         at=stored.at,
@@ -271,7 +271,9 @@ class _LoggedHasher(IdentifierHasher):
     def anchor(self, namespace: str, raw: str) -> Anchor:
         """Return the anchor that was logged. Raises `IdentifierError` with the logged reason."""
         if raw.startswith(REFUSED):
-            raise IdentifierError(raw.removeprefix(REFUSED), "expected what was refused when it was asked, got it again")
+            raise IdentifierError(
+                raw.removeprefix(REFUSED), "expected what was refused when it was asked, got it again"
+            )
         return Anchor(namespace, bytes.fromhex(raw))
 
 
@@ -281,7 +283,7 @@ class _OrderedEvidence(Evidence):
     def __init__(self, store: Store, models: Path) -> None:
         super().__init__(store, models)
         self.ordered_at: Mapping[tuple[int, int], int] = {}
-        self._orders: dict[_Order, Any] = {}
+        self._orders: dict[UsedOrder, Any] = {}
 
     def derive(self, kind: int, key: int) -> None:
         """Derive an order as of now."""

@@ -237,7 +237,9 @@ class Evidence:
         order = self._popular.get(cell.key)
         if order is None:
             items, counts = cell.table.entries()
-            if len(items) > ORDER_MAX:  # All that tie with the last one stay: which of them do must not hang on their places.
+            if (
+                len(items) > ORDER_MAX
+            ):  # All that tie with the last one stay: which of them do must not hang on their places.
                 best = counts >= np.partition(counts, -ORDER_MAX)[-ORDER_MAX]
                 items, counts = items[best], counts[best]
             order = self._popular[cell.key] = np.ascontiguousarray(items[np.lexsort((items, -counts))[:ORDER_MAX]])

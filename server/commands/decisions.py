@@ -64,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
         return _show(directory, ids, arguments)
     if arguments.verb == "replay":
         return _replay(directory, ids, arguments)
-    print(f"{export_parquet(arguments.parquet, _between(directory, arguments), ids)} decision(s) in {arguments.parquet}")
+    print(
+        f"{export_parquet(arguments.parquet, _between(directory, arguments), ids)} decision(s) in {arguments.parquet}"
+    )
     return 0
 
 
@@ -105,7 +107,9 @@ def _line(stored: Stored, ids: DecisionIds) -> str:
     logged = stored.logged()
     assert logged is not None
     items = " ".join(item.id for item in logged.items)
-    return f"{moment_text(stored.at)}  {id_of(stored, logged, ids)}  {logged.placement}  {logged.tier}  {items}".rstrip()
+    return (
+        f"{moment_text(stored.at)}  {id_of(stored, logged, ids)}  {logged.placement}  {logged.tier}  {items}".rstrip()
+    )
 
 
 # ---- show --------------------------------------------------------------------------------------------------------
@@ -173,10 +177,8 @@ def _asked_lines(logged: LoggedDecision) -> list[str]:
 
 
 def _replay(directory: Directory, ids: DecisionIds, arguments: argparse.Namespace) -> int:
-    if arguments.decision:
-        wanted = find(directory.decisions, ids, arguments.decision)
-    else:
-        wanted = list(_between(directory, arguments))
+    named = arguments.decision
+    wanted = find(directory.decisions, ids, named) if named else list(_between(directory, arguments))
     passed: Counter[str] = Counter()
     same = partly = different = 0
     for each in replay_decisions(directory.root, wanted):
@@ -194,7 +196,9 @@ def _replay(directory: Directory, ids: DecisionIds, arguments: argparse.Namespac
                 print(f"DIFFERENT {name} at position {each.stored.position}: {each.difference}")
     print(f"{same} identical to the bit, {different} different")
     if partly:
-        print(f"{partly} identical in order and reasons; their candidates were not kept (decision_log.candidates_sampled)")
+        print(
+            f"{partly} identical in order and reasons; their candidates were not kept (decision_log.candidates_sampled)"
+        )
     for reason, count in sorted(passed.items()):
         print(f"{count} not replayed: {PASSED[reason]}")
     return 1 if different else 0

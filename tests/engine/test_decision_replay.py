@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from pyarrow import parquet
+
 from tailorbird.bench.ingest import preset
 from tailorbird.bench.world import CONSENT, World, WorldSettings
-from tailorbird.engine import DecideRequest, Engine
+from tailorbird.engine import DecideRequest, Decision, Engine
 from tailorbird.engine.consent import parse_choice
-from tailorbird.engine.decision_log import list_segments, read_all, read_segment
-from tailorbird.engine.decision_record import Stored
+from tailorbird.engine.decision_id import DecisionIds
+from tailorbird.engine.decision_log import read_all
+from tailorbird.engine.decision_record import LoggedDecision, Stored
 from tailorbird.engine.decision_replay import Passed, Replayed, replay_decisions
+from tailorbird.engine.decision_table import export_parquet
+from tailorbird.engine.directory import Directory
+from tailorbird.engine.errors import PreconditionFailed
+from tailorbird.engine.identifiers import IdentifierHasher
+from tailorbird.engine.log import LocalLog
 from tailorbird.engine.requests import PagePart, PageRequest
 from tailorbird.engine.signals import Signal
-
 from tests.engine.worlds import Clock
 
 SIGNALS, GROUP = 6_000, 100
@@ -136,3 +144,65 @@ def test_a_logged_day_replays_to_identical_decisions(day: Day) -> None:
     assert passed == {Passed.WITHHELD}
     assert sum(each.passed is None for each in replayed) > 500
     assert 0 < sum(not each.whole for each in replayed) < 200
+
+
+def test_a_replay_goes_on_from_a_snapshot_where_the_log_has_lost_its_beginning(day: Day, tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    shutil.copytree(day.path, shop)
+    (position,) = [int(path.name) for path in (shop / "snapshots").iterdir()]
+    stored = list(read_all(shop / "decisions"))
+    later = [each for each in stored if each.position >= position]
+    assert 100 < len(later) < len(stored)
+    # The same from the snapshot as from the beginning, orders derived before it apart.
+    assert [each.difference for each in replay_decisions(shop, later[-50:])] == [""] * 50
+    shutil.rmtree(shop / "snapshots")
+    (shop / "snapshots").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalLog, "start", property(lambda log: 1))
+        assert {each.passed for each in replay_decisions(shop, later[-5:])} <= {Passed.NO_LOG, Passed.WITHHELD}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda logged: {"items": (msgspec.structs.replace(logged.items[0], score=0.5), *logged.items[1:])}, "items[0].score"),
+        (lambda logged: {"items": (logged.items[1], logged.items[0], *logged.items[2:])}, "items[0].id"),
+        (lambda logged: {"items": logged.items[:-1]}, "items: logged"),
+        (lambda logged: {"items": (msgspec.structs.replace(logged.items[0], reasons=()), *logged.items[1:])}, "items[0].reasons"),
+        (lambda logged: {"completeness": logged.completeness + 2**-50}, "completeness: logged"),
+        (lambda logged: {"excluded_count": logged.excluded_count + 1}, "excluded_count: logged"),
+        (lambda logged: {"recent": b"\0\0\0\0"}, "recent: logged"),
+        (lambda logged: {"placement": "nowhere"}, "expected an answer, got UNKNOWN_PLACEMENT"),
+    ],
+)  # fmt: skip
+def test_the_first_difference_is_told_to_the_bit(
+    day: Day, change: Callable[[LoggedDecision], dict[str, object]], expected: str
+) -> None:
+    for stored in read_all(day.path / "decisions"):
+        logged = stored.logged()
+        if logged is not None and not logged.withheld and logged.person_id and not logged.given_count and logged.items:
+            break
+    assert logged is not None
+    changed = msgspec.structs.replace(logged, **change(logged))
+    (replayed,) = replay_decisions(day.path, [stored._replace(payload=msgspec.msgpack.encode(changed))])
+    assert replayed.difference.startswith(expected)
+
+
+def test_a_log_that_ends_before_the_decision_is_told(day: Day) -> None:
+    stored = [each for each in read_all(day.path / "decisions") if (logged := each.logged()) and not logged.withheld]
+    with pytest.raises(
+        PreconditionFailed, match="STATE_AHEAD_OF_LOG: expected a log up to the decision's position 9999999"
+    ):
+        outcomes(day, [stored[-1]._replace(position=9_999_999)])
+
+
+def test_a_day_is_exported_as_columns(day: Day, tmp_path: Path) -> None:
+    directory = Directory(day.path)
+    ids = DecisionIds(IdentifierHasher(directory.read_identity_key()))
+    assert export_parquet(tmp_path / "day.parquet", read_all(directory.decisions), ids) == len(day.answers)
+    table = parquet.read_table(tmp_path / "day.parquet").to_pylist()
+    for row in table:
+        answer = msgspec.msgpack.decode(day.answers[row["decision_id"]], type=Decision)
+        assert row["items"] == [item.id for item in answer.items]
+        assert row["scores"] == [item.score for item in answer.items]
+        assert row["person_id"] == ("" if row["withheld"] else answer.person_id)
