@@ -34,6 +34,7 @@ from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.money import CURRENCY
 from tailorbird.engine.people import People
+from tailorbird.engine.segments import Segments
 from tailorbird.engine.state import CHANGES_KEPT, State, masks_of, set_masks
 from tailorbird.engine.statistics import (
     CELLS_MAX,
@@ -72,6 +73,7 @@ class Applier:
         self.hasher = hasher
         self.state = State(store)
         self.people = People(self.state)
+        self.segments = Segments(self.state, hasher)
         self._statistics: Statistics | None = None
         self._increments: list[bytes] = []
         self._cells_of: dict[tuple[str, ...], list[int]] = {}
@@ -155,6 +157,7 @@ class Applier:
                 state.attribute,
                 head.currency,
             )
+        self.segments.touched(best)
         digest = message_digest(fact)
         record.update(plan.update.program, fact.event_time, digest, slots, fact.mask)
         if plan.update.updates_lists:
@@ -179,6 +182,7 @@ class Applier:
     def _consent(self, fact: ConsentFact, offset: int, append_time: int) -> None:
         state = self.state
         self.people.see(fact.anchor, append_time)
+        self.segments.touched(fact.anchor.key)
         record = state.touch(fact.anchor.key)
         before = masks_of(record)
         after = before.after(fact.choice)
@@ -193,12 +197,16 @@ class Applier:
         self.people.see(fact.one, append_time)
         self.people.see(fact.other, append_time)
         self.people.link(fact.one, fact.other, fact.kind, fact.event_time)
+        self.segments.touched(fact.one.key)
 
     def _split(self, fact: SplitFact, offset: int, append_time: int) -> None:
         self.people.see(fact.one, append_time)
         if fact.other is not None:
             self.people.see(fact.other, append_time)
         self.people.split(fact.one, fact.other, fact.event_time, fact.reason)
+        self.segments.touched(fact.one.key)
+        if fact.other is not None:
+            self.segments.touched(fact.other.key)
 
     def _items_put(self, fact: ItemsPutFact, offset: int, append_time: int) -> None:
         for item in fact.items:
@@ -219,6 +227,8 @@ class Applier:
 
     def _backfill(self, fact: BackfillFact, offset: int, append_time: int) -> None:
         self.state.take_backfilled(fact.names, fact.texts, fact.records)
+        for fragment, _ in fact.records:
+            self.segments.touched(fragment)
 
     def _warmed(self, fact: WarmedFact, offset: int, append_time: int) -> None:
         self.state.end_warming(fact.names)
@@ -325,7 +335,7 @@ class Applier:
     def tick_due(self, append_time: int) -> bool:
         """Return whether counts wait to be published and it is time: by the clock, by a day of events, or by their number."""
         head = self.state.head
-        if not self._increments and head.pending_end == 0:
+        if not self._increments and head.pending_end == 0 and head.touched == 0:
             return False
         return (
             append_time - head.last_tick_append >= self.state.compiled.tick_ms
@@ -334,8 +344,9 @@ class Applier:
         )
 
     def _tick(self, fact: TickFact, offset: int, append_time: int) -> None:
-        """Count what waits, fit the strengths on it, and let deciders know what changed."""
+        """Count what waits, fit the strengths on it, let deciders know what changed, and tell who came into a segment."""
         self._store_increments()
+        self.segments.tick(fact.event_time)
         state, tables, txn = self.state, self.state.tables, self.state.txn
         statistics = self.statistics()
         waiting = b"".join(value for _, value in scan(txn, tables["pending"], b""))

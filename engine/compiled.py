@@ -49,6 +49,7 @@ class CompiledConfiguration:
     tick_ms: int
     count_dimensions: tuple[str, ...]
     freshness_ms: Mapping[DataType, int]
+    segments: tuple[str, ...]
 
     def same_layout(self, other: CompiledConfiguration) -> bool:
         """Return whether records of the two versions are stored alike."""
@@ -97,6 +98,7 @@ def compile_configuration(
         duplicate_window_ms=duration_ms(limits.duplicate_window, "limits.duplicate_window"),
         tick_ms=duration_ms(statistics.tick, "statistics.tick"),
         freshness_ms=configuration.freshness_ms(),
+        segments=tuple(feature.name for feature in features.features if feature.is_segment),
         count_dimensions=tuple(dict.fromkeys(name for names in statistics.levels for name in names)),
     )
 

@@ -64,17 +64,22 @@ class SignalDeclaration(_Section, frozen=True):
 
 
 class FeatureDeclaration(_Section, frozen=True):
-    """A feature: which signals feed it and how they are aggregated, or the formula it is derived by from others.
+    """A feature: which signals feed it and how they are aggregated, or what it is derived from.
 
-    `pushed` says what kind of value may be sent for it from elsewhere; with `compute: batch` it is sent by `tailorbird
-    features materialize`, which aggregates files, and by nothing else. A definition never changes: what differs in more
-    than `max_age`, `default` and `description` has another `version`.
+    - `formula`: arithmetic over other features; with `segment`, a rule that is true of who belongs, whose changes are told
+    - `learned_from`: the features that a trained model reads; `tailorbird train score` makes it
+    - `pushed`: what kind of value may be sent for it from elsewhere
+    - `compute: batch`: it is sent by `tailorbird features materialize`, which aggregates files, and by nothing else
+
+    A definition never changes: what differs in more than `max_age`, `default` and `description` has another `version`.
     """
 
     name: str
     aggregate: str | None = None
     signal: str | list[str] = []
     formula: str | None = None
+    learned_from: list[str] = []
+    segment: bool = False
     version: int = 1
     window: str | None = None
     hop: str | None = None

@@ -36,7 +36,7 @@ from tailorbird.engine.facts import (
 )
 from tailorbird.engine.feature_table import FeatureReader, FeatureTable
 from tailorbird.engine.hashing import state_hash
-from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
+from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.identity import LinkKind
 from tailorbird.engine.items import Item
 from tailorbird.engine.log import LocalLog
@@ -44,11 +44,15 @@ from tailorbird.engine.profile import Profile
 from tailorbird.engine.profiles import read_profile
 from tailorbird.engine.pushes import PushedRow, by_row, pushed_signals
 from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision, PageRequest
+from tailorbird.engine.score_model import ROLE, write_score
+from tailorbird.engine.score_training import train_score
+from tailorbird.engine.segments import SegmentChange, read_changes
 from tailorbird.engine.servings import Serving, Servings
 from tailorbird.engine.signals import IngestReport, Signal
 from tailorbird.engine.state import Layouts, read_layouts, seek_head
 from tailorbird.engine.store import Head, Store, stale_categories
 from tailorbird.engine.training import train_cooccurrence
+from tailorbird.engine.training_set import training_set
 from tailorbird.engine.writer import Writer
 
 SERVINGS_QUEUED_MAX = 10_000
@@ -96,7 +100,10 @@ class Engine:
         self._closed = False
         self._backfilling = threading.Lock()
         self._servings = Servings()
-        self._readers: dict[tuple[str, ...], tuple[Layouts, FeatureReader]] = {}
+        self._readers: dict[tuple[str, ...], FeatureReader] = {}
+        self._reader: FeatureReader
+        self._reader_of: Layouts | None = None
+        self._asked_last: tuple[str, ...] | None = None
         self._decision_log: DecisionLog | None = None
 
     # ---- opening and closing -------------------------------------------------------------------------------------
@@ -455,6 +462,34 @@ class Engine:
             self.writer.append(ModelFact("cooccurrence", file, built_at, checksum))
             return summary
 
+    def train_score(
+        self, feature: str, namespace: str, values: Sequence[str], times: Sequence[int], labels: Sequence[int]
+    ) -> dict[str, float]:
+        """Train the score of a feature with `learned_from` on what was known of people just before the times (ms) and on 0 or
+        1 for each, publish it, and return what it is.
+
+        Raises as `training_set`, `NotFound` UNKNOWN_FEATURE, `CallerError` NOT_LEARNED, BAD_LABELS, `PreconditionFailed`
+        MISSING_EXTRA.
+        """
+        with self._reading, self._store.reading() as txn:
+            self._evidence.follow(txn)
+            layouts = self._evidence.layouts
+        assert layouts is not None
+        features = layouts.current.features
+        learned = features.by_name.get(feature)
+        if learned is None:
+            raise NotFound("UNKNOWN_FEATURE", f"expected a declared feature, got {feature!r:.100}")
+        if not learned.learned_from:
+            raise CallerError("NOT_LEARNED", f"expected a feature with `learned_from`, got {feature!r}")
+        if len(labels) != len(values):
+            raise CallerError("BAD_LABELS", f"expected a label for each of {len(values)} people, got {len(labels)}")
+        table = self.training_set(namespace, values, times, learned.learned_from)
+        score = train_score(feature, features, table, labels, table.position)
+        with self._turn:
+            path, checksum = write_score(self.directory.models, score)
+            self.writer.append(ModelFact(ROLE + feature, path.name, score.built_at, checksum))
+        return score.report
+
     def snapshot(self) -> Path:
         """Copy the state as of now into `snapshots/`; return the folder."""
         with self._turn:
@@ -599,29 +634,68 @@ class Engine:
                 "BATCH_TOO_LARGE",
                 f"expected at most limits.features_people_max = {limit} people, got {len(values)}; ask in several calls",
             )
-        keys = self._keys_of(namespace, values)
-        names = tuple(features)
+        keys = self._hasher.keys(namespace, values)
         with self._reading:
-            txn = self._store.begin()
+            txn = self._store.environment.begin()
             try:
                 evidence = self._evidence
                 head = evidence.follow(txn)
                 if head.position < min_position:
                     check_position(head.position, min_position)
-                return self._reader(names).read(self._store, txn, evidence, keys, at or self._clock())
+                if features is not self._asked_last or evidence.layouts is not self._reader_of:
+                    self._find_reader(tuple(features))
+                return self._reader.read(self._store, txn, evidence, keys, at or self._clock())
             finally:
                 txn.abort()
 
-    def _reader(self, names: tuple[str, ...]) -> FeatureReader:
-        """Return what reads these features under the configuration in force."""
+    def training_set(
+        self, namespace: str, values: Sequence[str], times: Sequence[int], features: Sequence[str] = ()
+    ) -> FeatureTable:
+        """Return the features of people just before the times (ms) beside them, with nothing of what came later.
+
+        Read from the log, under what consent permits for training. Raises as `get_features`, and `PreconditionFailed`
+        LOG_TRUNCATED.
+        """
+        if len(values) != len(times):
+            raise CallerError("BAD_TABLE", f"expected a time for each of {len(values)} people, got {len(times)}")
+        keys = self._hasher.keys(namespace, values)
+        log = LocalLog.open(self.directory.log, read_only=True)
+        try:
+            if log.start > 0:
+                raise PreconditionFailed(
+                    "LOG_TRUNCATED",
+                    f"expected the whole log, got one from offset {log.start} on; restore older segments",
+                )
+            with self._reading, self._store.reading() as txn:
+                position = self._evidence.follow(txn).position
+                records = log.read(0, position)
+                return training_set(self._store, txn, self._evidence, records, keys, times, features)
+        finally:
+            log.close()
+
+    def _find_reader(self, names: tuple[str, ...]) -> None:
+        """Choose what reads these features under the configuration in force. Asked twice with one tuple it is at hand."""
         layouts = self._evidence.layouts
         assert layouts is not None
-        found = self._readers.get(names)
-        if found is None or found[0] is not layouts:
-            if len(self._readers) >= READERS_KEPT:
-                self._readers.clear()
-            found = self._readers[names] = layouts, FeatureReader(layouts.current.features, names)
-        return found[1]
+        if self._reader_of is not layouts or len(self._readers) >= READERS_KEPT:
+            self._readers.clear()
+        reader = self._readers.get(names)
+        if reader is None:
+            reader = self._readers[names] = FeatureReader(layouts.current.features, names)
+        self._reader, self._reader_of, self._asked_last = reader, layouts, names
+
+    def segment_changes(self, first: int = 0, limit: int = 1_000) -> list[SegmentChange]:
+        """Return up to `limit` changes of who belongs to a segment, from sequence `first` on (the oldest kept, where that is later).
+
+        They are there once `tick` was: `serve` sees to that every `statistics.tick`.
+        """
+        with self._store.reading() as txn:
+            return list(read_changes(self._store, txn, first, limit))
+
+    @property
+    def currency(self) -> str:
+        """The currency that sums of money are kept in: as declared, else that of the first amount; empty before it."""
+        return self.configuration.money.currency or self._refreshed().currency
 
     def warming_features(self) -> tuple[str, ...]:
         """Return the features that were declared late and not backfilled yet."""
@@ -640,18 +714,6 @@ class Engine:
         """Return the categories whose newest event is older, as of `at`, than their declared `freshness`."""
         targets = self.configuration.freshness_ms()
         return tuple(stale_categories(self._refreshed(), targets, at or self._clock())) if targets else ()
-
-    def _keys_of(self, namespace: str, values: Sequence[str]) -> list[bytes]:
-        """Return the anchor keys of identifiers; of one that nobody can be known by an empty one."""
-        anchor, keys = self._hasher.anchor, []
-        for value in values:
-            try:
-                keys.append(anchor(namespace, value).key)
-            except IdentifierError as error:
-                if error.reason == "UNKNOWN_NAMESPACE":
-                    raise
-                keys.append(b"")
-        return keys
 
     def source_offset(self, source: str) -> int:
         """Return the highest `source_offset` stored from a source, -1 when there is none."""

@@ -16,6 +16,7 @@ from tailorbird.engine.catalogue import Catalogue
 from tailorbird.engine.errors import Damaged, PreconditionFailed
 from tailorbird.engine.neighbours_file import Neighbours, open_neighbours
 from tailorbird.engine.requests import ReasonDetail
+from tailorbird.engine.score_model import ROLE, ScoreModel, open_score
 from tailorbird.engine.state import CHANGES_KEPT, Layouts, read_layouts
 from tailorbird.engine.statistics import Cell, Change, Statistics
 from tailorbird.engine.store import Head, Store, u64
@@ -77,6 +78,8 @@ class Evidence:
         self.statistics: Statistics
         self.neighbours: Neighbours | None = None
         self.model_damage: Damaged | None = None
+        self.scores: dict[str, ScoreModel] = {}  # by the feature they speak for
+        self._score_files: dict[str, str] = {}
         self._counts_followed = -1
         self._neighbours_name = ""
         self.scratch: npt.NDArray[np.float32] = np.zeros(0, np.float32)
@@ -157,29 +160,44 @@ class Evidence:
         return self._neighbours_name
 
     def follow_models(self, head: Head) -> None:
-        """Map the models in force. One that is damaged or gone is left out and told in `model_damage`: decisions go on."""
+        """Read the models in force. One that is damaged or gone is left out and told in `model_damage`: decisions go on."""
         name, checksum = head.models.get(COOCCURRENCE, ("", 0))
-        if name == self._neighbours_name:
-            return
-        self._neighbours_name, self.neighbours, self.model_damage = name, None, None
-        if not name:
-            return
-        path = self.models / name
-        try:
-            neighbours, _, found = open_neighbours(path)
-            if found != checksum:
-                raise Damaged(
-                    "DAMAGED_MODEL",
-                    f"expected checksum {checksum:016x}, got {found:016x}, in {path}; run `tailorbird train cooccurrence` again",
-                )
-            self.neighbours = neighbours
-        except Damaged as error:
-            self.model_damage = error
-        except OSError as error:
-            self.model_damage = Damaged(
+        if name != self._neighbours_name:
+            self._neighbours_name, self.neighbours, self.model_damage = name, None, None
+            if name:
+                try:
+                    neighbours, _, found = open_neighbours(self.models / name)
+                    self._check_model(name, checksum, found, "train cooccurrence")
+                    self.neighbours = neighbours
+                except (Damaged, OSError) as error:
+                    self._tell_of_damage(name, error, "train cooccurrence")
+        for role, (name, checksum) in head.models.items():
+            feature = role.removeprefix(ROLE)
+            if feature == role or self._score_files.get(feature) == name:
+                continue
+            self._score_files[feature] = name
+            self.scores.pop(feature, None)
+            try:
+                model, found = open_score(self.models / name)
+                self._check_model(name, checksum, found, "train score")
+                self.scores[feature] = model
+            except (Damaged, OSError) as error:
+                self._tell_of_damage(name, error, "train score")
+
+    def _check_model(self, name: str, checksum: int, found: int, command: str) -> None:
+        if found != checksum:
+            raise Damaged(
                 "DAMAGED_MODEL",
-                f"expected a model in {path}, got: {error.strerror}; run `tailorbird train cooccurrence` again",
+                f"expected checksum {checksum:016x}, got {found:016x}, in {self.models / name}; run `tailorbird {command}` again",
             )
+
+    def _tell_of_damage(self, name: str, error: Damaged | OSError, command: str) -> None:
+        if isinstance(error, OSError):
+            error = Damaged(
+                "DAMAGED_MODEL",
+                f"expected a model in {self.models / name}, got: {error.strerror}; run `tailorbird {command}` again",
+            )
+        self.model_damage = error
 
     # ---- derived from the counts -----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import lmdb
 
 from tailorbird.engine.applier import message_digest, product_lines
 from tailorbird.engine.compiled import CompiledConfiguration
+from tailorbird.engine.consent import Purpose
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.facts import FactKind, ItemsPutFact, SignalFact, decode_fact
 from tailorbird.engine.features import UpdateProgram, history_layout, history_programs, slot_values
@@ -38,9 +39,16 @@ class FeatureHistory:
     item one at its first mention and never another; attributes are those the item had when the signal came.
     """
 
-    def __init__(self, compiled: CompiledConfiguration, names: Sequence[str], store: Store, currency: str) -> None:
+    def __init__(
+        self,
+        compiled: CompiledConfiguration,
+        names: Sequence[str],
+        store: Store,
+        currency: str,
+        purpose: Purpose | None = None,
+    ) -> None:
         self.names = tuple(names)
-        self.layout = history_layout(compiled.features, self.names)
+        self.layout = history_layout(compiled.features, self.names, purpose)
         self.texts: dict[str, None] = {}
         self.unreadable_count = 0  # signals whose values do not fit the declaration of today
         self._programs: Mapping[str, UpdateProgram] = history_programs(

@@ -3,50 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import lmdb
 import numpy as np
 import numpy.typing as npt
 
-from tailorbird.engine.consent import ALL_BITS, DataType, permitted
+from tailorbird.engine.catalogue import Catalogue
+from tailorbird.engine.consent import ALL_BITS, DataType, Jurisdiction
 from tailorbird.engine.errors import NotFound
-from tailorbird.engine.evidence import Evidence
 from tailorbird.engine.features import Feature, FeatureSet, Place
 from tailorbird.engine.profile import FeatureStatus
-from tailorbird.engine.state import damaged_record, packed_head, read_record, read_windows, seek_head
-from tailorbird.engine.store import Store, u64
+from tailorbird.engine.score_model import ScoreModel
+from tailorbird.engine.state import Layouts, damaged_record, packed_head, read_record, read_windows, seek_head
+from tailorbird.engine.store import HEAD_ROW, Head, Store, u64
 from tailorbird.native import record
 from tailorbird.native.feature_rows import FeatureColumns, FeatureRows
-from tailorbird.native.record import Record, RecordError, RecordLayout, RecordView, stored_layout_version
-from tailorbird.native.scoring import ItemTable
+from tailorbird.native.record import Record, RecordError, RecordLayout, RecordView
 
 # What a formula says where one of its inputs does not speak: the first of these that any input has.
 _GRAVEST = (FeatureStatus.MASKED, FeatureStatus.WARMING, FeatureStatus.STALE, FeatureStatus.MISSING)
+NO_BITS = 2**64 - 1 & ~ALL_BITS
+_NOTHING: dict[str, Any] = {}
 SPEAKING = (FeatureStatus.FRESH, FeatureStatus.DEFAULTED)
 
 Weighted = tuple[tuple[str, float], ...]
 Symbols = Callable[[int], str]
 
 
-class FeatureTable(NamedTuple):
+class FeatureTable:
     """Features of people at `at`, read at log `position`: a row per person, a column per name, in the order asked for.
 
     `values` float64, NaN where the status is neither FRESH nor DEFAULTED and where the feature is no number: those are in
-    `texts` and `weighted` by name, None where they do not speak. `statuses` are numbers of `FeatureStatus`; `ages_ms` int64,
-    -1 where unknown. `categories` are the kinds of data each feature draws on, `known` tells who is.
+    `texts` and `weighted` by name, None where they do not speak. `statuses` are numbers of `FeatureStatus`, uint8; `ages_ms`
+    int64, -1 where unknown. `categories` are the kinds of data each feature draws on, `known` tells who is, bool.
     """
 
-    names: tuple[str, ...]
-    categories: tuple[tuple[DataType, ...], ...]
-    values: npt.NDArray[np.float64]
-    statuses: npt.NDArray[np.uint8]
-    ages_ms: npt.NDArray[np.int64]
-    texts: Mapping[str, list[str | None]]
-    weighted: Mapping[str, list[Weighted | None]]
-    known: npt.NDArray[np.bool_]
-    at: int
-    position: int
+    __slots__ = ("_plan", "_rows", "at", "position", "texts", "weighted")
+
+    def __init__(
+        self,
+        plan: TablePlan,
+        rows: FeatureRows,
+        texts: Mapping[str, list[str | None]],
+        weighted: Mapping[str, list[Weighted | None]],
+        at: int,
+        position: int,
+    ) -> None:
+        self._plan = plan
+        self._rows = rows
+        self.texts = texts
+        self.weighted = weighted
+        self.at = at
+        self.position = position
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features, in the order of the columns."""
+        return self._plan.names
+
+    @property
+    def categories(self) -> tuple[tuple[DataType, ...], ...]:
+        """The kinds of data each feature draws on."""
+        return self._plan.categories
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]:
+        """The numbers: [person, feature]."""
+        return values_of(self._rows)[:, : len(self._plan.names)]
+
+    @property
+    def statuses(self) -> npt.NDArray[np.uint8]:
+        """Why each value is, or is not, there: [person, feature]."""
+        return statuses_of(self._rows)[:, : len(self._plan.names)]
+
+    @property
+    def ages_ms(self) -> npt.NDArray[np.int64]:
+        """The time since the last event of each value: [person, feature]."""
+        return ages_of(self._rows)[:, : len(self._plan.names)]
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Who is known: [person]."""
+        return known_of(self._rows)
 
     @property
     def completeness(self) -> npt.NDArray[np.float64]:
@@ -58,6 +97,38 @@ class FeatureTable(NamedTuple):
     def column(self, name: str) -> npt.NDArray[np.float64]:
         """Return the values of one feature: [person]."""
         return self.values[:, self.names.index(name)]
+
+
+def values_of(rows: FeatureRows) -> npt.NDArray[np.float64]:
+    """Return the values of native rows, without a copy."""
+    return np.ndarray((rows.row_count, rows.column_count), np.float64, rows)  # type: ignore[arg-type]  # a buffer
+
+
+def ages_of(rows: FeatureRows) -> npt.NDArray[np.int64]:
+    """Return the ages of native rows, without a copy."""
+    return np.ndarray((rows.row_count, rows.column_count), np.int64, rows, rows.ages_at)  # type: ignore[arg-type]  # a buffer
+
+
+def statuses_of(rows: FeatureRows) -> npt.NDArray[np.uint8]:
+    """Return the statuses of native rows, without a copy."""
+    return np.ndarray((rows.row_count, rows.column_count), np.uint8, rows, rows.statuses_at)  # type: ignore[arg-type]  # a buffer
+
+
+def known_of(rows: FeatureRows) -> npt.NDArray[np.bool_]:
+    """Return which of native rows are of people who are known, without a copy."""
+    return np.ndarray((rows.row_count,), np.bool_, rows, rows.known_at)  # type: ignore[arg-type]  # a buffer
+
+
+class Moment(Protocol):
+    """What a table is read from, beside the records: `evidence.Evidence`, or the writer's own transaction."""
+
+    layouts: Layouts | None
+    head: Head
+    catalogue: Catalogue
+
+    @property
+    def scores(self) -> Mapping[str, ScoreModel]:
+        """The learned scores, by feature."""
 
 
 class Source(NamedTuple):
@@ -82,11 +153,12 @@ class TablePlan:
         self.columns = {feature.name: column for column, feature in enumerate(asked)}
         self.derived = _needed(features, asked)
         for feature in self.derived:
-            assert feature.formula is not None
-            for read in (*feature.formula.names, feature.name):
+            for read in (*feature.reads, feature.name):
                 self.columns.setdefault(read, len(self.columns))
-        self.texts = tuple(f.name for f in asked if not f.is_number and f.op not in (record.TOP_K, record.LAST_K))
+        self.texts = tuple(name for name in self.columns if _is_text(features.by_name[name]))
         self.weighted = tuple(f.name for f in asked if f.op in (record.TOP_K, record.LAST_K))
+        # Nothing but numbers that are stored: what the native rows hold is the whole table.
+        self.is_plain = not (self.texts or self.weighted or self.derived)
 
     @property
     def stored(self) -> tuple[str, ...]:
@@ -105,30 +177,32 @@ class TablePlan:
             np.array([feature.is_number for feature, *_ in chosen], np.uint8),
         )
         others = [(feature, place, column) for feature, place, column in chosen if not feature.is_number]
-        return Source(columns, tuple(other for other in others if other[2] < len(self.names)))
+        return Source(columns, tuple(others))
 
 
 class TableRows:
     """A table on its way: `fill` each row from each source, then `table`."""
 
-    def __init__(self, plan: TablePlan, count: int, symbols: Symbols, items: ItemTable) -> None:
+    def __init__(self, plan: TablePlan, native: FeatureRows, symbols: Symbols, moment: Moment) -> None:
+        count = native.row_count
         self._plan = plan
+        self.native = native
+        self._moment = moment
         self._symbols = symbols
-        self._items = items
-        width = len(plan.columns)
-        self.values = np.empty((count, width))
-        self.statuses = np.empty((count, width), np.uint8)
-        self.ages = np.empty((count, width), np.int64)
-        self.known = np.zeros(count, np.bool_)
-        self._rows = FeatureRows(self.values, self.statuses, self.ages)
         self._texts: dict[str, list[str | None]] = {name: [None] * count for name in plan.texts}
         self._weighted: dict[str, list[Weighted | None]] = {name: [None] * count for name in plan.weighted}
 
     def fill(self, row: int, view: RecordView, source: Source, at: int, mask: int) -> None:
         """Write what a loaded record says at `at` under `mask`."""
-        self._rows.read(row, view, source.columns, at, mask)
+        self.native.read(row, view, source.columns, at, mask)
+        if source.others:
+            self.fill_others(row, view, source, at, mask)
+
+    def fill_others(self, row: int, view: RecordView, source: Source, at: int, mask: int) -> None:
+        """Write what is no number; the numbers and statuses of the row are there."""
+        statuses = statuses_of(self.native)[row]
         for feature, index, column in source.others:
-            if self.statuses[row, column] != FeatureStatus.FRESH:
+            if statuses[column] != FeatureStatus.FRESH:
                 continue
             if feature.name in self._texts:
                 symbol = view.symbol(index, at, mask)
@@ -144,48 +218,63 @@ class TableRows:
             return tuple((self._symbols(int(keys[i])), float(weights[i])) for i in range(n))
         items, times = np.zeros(record.LAST_K_MAX, np.uint32), np.zeros(record.LAST_K_MAX, np.int64)
         n = view.recent(index, at, mask, items, times)
-        return tuple((self._items.id(int(items[i])), (at - int(times[i])) / 1000) for i in range(n))
+        return tuple((self._moment.catalogue.items.id(int(items[i])), (at - int(times[i])) / 1000) for i in range(n))
 
     def table(self, at: int, position: int) -> FeatureTable:
         """Compute what is derived and return the table."""
-        plan, asked = self._plan, len(self._plan.names)
-        for feature in plan.derived:
-            self._derive(feature)
-        values, statuses, ages = self.values, self.statuses, self.ages
-        if asked < len(plan.columns):
-            values, statuses, ages = values[:, :asked], statuses[:, :asked], ages[:, :asked]
-        return FeatureTable(
-            names=plan.names,
-            categories=plan.categories,
-            values=values,
-            statuses=statuses,
-            ages_ms=ages,
-            texts=self._texts,
-            weighted=self._weighted,
-            known=self.known,
-            at=at,
-            position=position,
-        )
+        plan, texts = self._plan, self._texts
+        if plan.derived:
+            self.values, self.statuses, self.ages = (
+                values_of(self.native),
+                statuses_of(self.native),
+                ages_of(self.native),
+            )
+            for feature in plan.derived:
+                self._derive(feature)
+            texts = {name: column for name, column in texts.items() if name in plan.names}
+        return FeatureTable(plan, self.native, texts, self._weighted, at, position)
 
     def _derive(self, feature: Feature) -> None:
-        assert feature.formula is not None
         columns = self._plan.columns
-        column, reads = columns[feature.name], [columns[name] for name in feature.formula.names]
-        result = feature.formula.values({name: self.values[:, columns[name]] for name in feature.formula.names})
-        result = np.broadcast_to(result, len(self.values))
-        status = np.where(np.isnan(result), np.uint8(FeatureStatus.MISSING), np.uint8(FeatureStatus.FRESH))
-        for reason in reversed(_GRAVEST):
-            status[(self.statuses[:, reads] == reason).any(axis=1)] = reason
+        column, reads = columns[feature.name], [columns[name] for name in feature.reads]
+        result, status = self._score(feature) if feature.learned_from else self._formula(feature)
         if not np.isnan(feature.default):
             open_to_default = (status != FeatureStatus.FRESH) & (status != FeatureStatus.MASKED)
             result = np.where(open_to_default, feature.default, result)
             status[open_to_default] = FeatureStatus.DEFAULTED
         self.values[:, column] = np.where(np.isin(status, SPEAKING), result, np.nan)
         self.statuses[:, column] = status
-        # A result is as old as the oldest thing it rests on.
+        # A result is as old as the oldest thing it rests on; a score rests on what speaks.
         ages = self.ages[:, reads]
-        unknown = (ages < 0).any(axis=1) | (status == FeatureStatus.MASKED)
+        unknown = (ages < 0).all(axis=1) if feature.learned_from else (ages < 0).any(axis=1)
+        unknown |= status == FeatureStatus.MASKED
         self.ages[:, column] = np.where(unknown, -1, ages.max(axis=1, initial=-1))
+
+    def _formula(self, feature: Feature) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+        assert feature.formula is not None
+        columns = self._plan.columns
+        result = feature.formula.values({name: self.values[:, columns[name]] for name in feature.reads})
+        result = np.broadcast_to(result, len(self.values))
+        status = np.where(np.isnan(result), np.uint8(FeatureStatus.MISSING), np.uint8(FeatureStatus.FRESH))
+        statuses = self.statuses[:, [columns[name] for name in feature.reads]]
+        for reason in reversed(_GRAVEST):
+            status[(statuses == reason).any(axis=1)] = reason
+        return result, status
+
+    def _score(self, feature: Feature) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
+        """Return a learned score: WARMING before it is trained, and of nobody of whom no input speaks."""
+        columns = self._plan.columns
+        count = len(self.values)
+        model = self._moment.scores.get(feature.name)
+        if model is None or not set(model.names) <= set(feature.reads):
+            return np.full(count, np.nan), np.full(count, FeatureStatus.WARMING, np.uint8)
+        numbers = {name: self.values[:, columns[name]] for name in model.names if name not in self._texts}
+        statuses = self.statuses[:, [columns[name] for name in model.names]]
+        speaks = np.isin(statuses, SPEAKING).any(axis=1)
+        masked = (statuses == FeatureStatus.MASKED).any(axis=1)
+        silent = np.where(masked, np.uint8(FeatureStatus.MASKED), np.uint8(FeatureStatus.MISSING))
+        status = np.where(speaks, np.uint8(FeatureStatus.FRESH), silent)
+        return model.probabilities(numbers, self._texts), status
 
 
 class FeatureReader:
@@ -197,6 +286,7 @@ class FeatureReader:
         self._head = self.plan.source(features.layout, features.index)
         lists = {feature.name: feature.index for feature in features.kept(Place.LISTS)}
         self._lists = self.plan.source(features.lists_layout, lists)
+        self._from_lists = len(self._lists.columns) > 0
         self._view, self._lists_view = RecordView(), RecordView()
         self._empty = Record(features.layout).pack()
         self._empty_lists = Record(features.lists_layout).pack()
@@ -205,36 +295,57 @@ class FeatureReader:
         self,
         store: Store,
         txn: lmdb.Transaction[Any],
-        evidence: Evidence,
+        moment: Moment,
         keys: Sequence[bytes],
         at: int,
     ) -> FeatureTable:
         """Return the features of the people whom anchor keys belong to; an empty key is nobody's."""
-        layouts = evidence.layouts
+        layouts = moment.layouts
         assert layouts is not None
-        rows = TableRows(self.plan, len(keys), symbols_of(store, txn), evidence.catalogue.items)
-        cursor = txn.cursor(db=store.tables["people"])
-        view, jurisdiction = self._view, layouts.current.configuration.jurisdiction
-        layout, version, from_lists = self._set.layout, self._set.layout.version, len(self._lists.columns) > 0
-        head, known, fill = self._head, rows.known, rows.fill
+        plan = self.plan
+        native = FeatureRows(len(keys), len(plan.columns))
+        rows = None
+        if not plan.is_plain:
+            rows = TableRows(plan, native, symbols_of(store, txn), moment)
+        people, get = store.tables["people"], txn.get
+        view, head, layout = self._view, self._head, self._set.layout
+        always = ALL_BITS if layouts.current.configuration.jurisdiction is Jurisdiction.OPT_OUT else 0
+        read_person, columns, from_lists = native.read_person, head.columns, self._from_lists
         for row, key in enumerate(keys):
-            found = seek_head(cursor, key) if key else None
-            if found is not None:
-                known[row] = True
-                data = packed_head(found[1])
-                if stored_layout_version(data) != version:
-                    data = read_record(layouts, data).pack()
-                load_view(view, layout, data)
-                mask = permitted(view.granted, view.denied, view.restricted, jurisdiction)
-            else:  # Of a stranger nothing is there that could be masked.
+            stored = None
+            if key:
+                # Most ask by the best identifier of a person, under which the head lies; any other leads there.
+                stored = get(key + HEAD_ROW, db=people)
+                if stored is None:
+                    found = seek_head(txn.cursor(db=people), key)
+                    stored = found[1] if found is not None else None
+            mask: int | None = ALL_BITS
+            if stored is None:  # Of a stranger nothing is there that could be masked.
                 view.load(layout, self._empty)
-                mask = ALL_BITS
-            fill(row, view, head, at, mask)
+                native.read(row, view, columns, at, ALL_BITS)
+            else:
+                try:
+                    mask = read_person(row, view, stored, columns, at, always, NO_BITS)
+                    if mask is None:
+                        packed = packed_head(stored)
+                        current = read_record(layouts, packed).pack() + stored[len(packed) :]
+                        mask = read_person(row, view, current, columns, at, always, NO_BITS)
+                except RecordError as error:
+                    raise damaged_record(error) from error
+            assert mask is not None
+            if rows is not None and head.others:
+                rows.fill_others(row, view, head, at, mask)
             if from_lists:
-                packed = read_windows(store, txn, layouts, found[1]) if found is not None else None
-                load_view(self._lists_view, self._set.lists_layout, packed if packed is not None else self._empty_lists)
-                fill(row, self._lists_view, self._lists, at, mask)
-        return rows.table(at, evidence.head.position)
+                windows = read_windows(store, txn, layouts, stored) if stored is not None else None
+                load_view(
+                    self._lists_view, self._set.lists_layout, windows if windows is not None else self._empty_lists
+                )
+                native.read(row, self._lists_view, self._lists.columns, at, mask)
+                if rows is not None:
+                    rows.fill_others(row, self._lists_view, self._lists, at, mask)
+        if rows is None:
+            return FeatureTable(plan, native, _NOTHING, _NOTHING, at, moment.head.position)
+        return rows.table(at, moment.head.position)
 
 
 def symbols_of(store: Store, txn: lmdb.Transaction[Any]) -> Symbols:
@@ -263,11 +374,16 @@ def _find(features: FeatureSet, name: str) -> Feature:
     return feature
 
 
+def _is_text(feature: Feature) -> bool:
+    return (
+        feature.place is not Place.DERIVED and not feature.is_number and feature.op not in (record.TOP_K, record.LAST_K)
+    )
+
+
 def _needed(features: FeatureSet, asked: Sequence[Feature]) -> list[Feature]:
     """Return the derived features that the asked ones are or rest on, each after those it reads."""
     needed = {feature.name for feature in asked}
     for name in reversed(features.derived_order):
-        formula = features.by_name[name].formula
-        if name in needed and formula is not None:
-            needed.update(formula.names)
+        if name in needed:
+            needed.update(features.by_name[name].reads)
     return [features.by_name[name] for name in features.derived_order if name in needed]

@@ -72,9 +72,16 @@ class Feature:
     quantile: float = 0.5
     default: float = math.nan
     formula: Formula | None = None
+    learned_from: tuple[str, ...] = ()
+    is_segment: bool = False
     is_money: bool = False
     sources: tuple[str, ...] = ()  # the signals a batch computes it from
     bytes_max: int = 0
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The features that it is derived from."""
+        return self.learned_from or (self.formula.names if self.formula is not None else ())
 
     @property
     def definition(self) -> tuple[object, ...]:
@@ -90,7 +97,17 @@ class Feature:
             str(self.aggregate),
             self.sources,
         )
-        return (self.name, self.version, formula, self.place, self.signals, self.admit, *stored)
+        return (
+            self.name,
+            self.version,
+            formula,
+            self.learned_from,
+            self.is_segment,
+            self.place,
+            self.signals,
+            self.admit,
+            *stored,
+        )
 
     @property
     def is_number(self) -> bool:
@@ -172,7 +189,7 @@ def compile_features(
     features: list[Feature] = []
     indices = dict.fromkeys(Place, 0)
     for declaration in configuration.features:
-        if declaration.formula is not None:
+        if declaration.formula is not None or declaration.learned_from:
             feature = _derived(indices[Place.DERIVED], declaration)
         else:
             feature = _compile(indices, declaration, configuration, types)
@@ -250,6 +267,10 @@ def refuse_changed(current: FeatureSet, earlier: Sequence[FeatureSet], features:
 
 def _derived(index: int, declaration: FeatureDeclaration) -> Feature:
     where = f"feature {declaration.name!r}"
+    if declaration.segment and (declaration.formula is None or declaration.default not in (None, 0.0, 1.0)):
+        raise ConfigurationError(
+            "BAD_SEGMENT", f"expected a formula of a segment, and a default of 0 or 1, got something else, in {where}"
+        )
     given = {
         "aggregate": declaration.aggregate,
         "signal": declaration.signals(),
@@ -263,14 +284,19 @@ def _derived(index: int, declaration: FeatureDeclaration) -> Feature:
     }
     for name, value in given.items():
         if value:
-            raise ConfigurationError("BAD_FORMULA", f"expected either a formula or {name}, got both, in {where}")
-    formula = parse_formula(declaration.formula or "", where)
+            raise ConfigurationError(
+                "BAD_FORMULA", f"expected either a formula or `learned_from`, or {name}, got both, in {where}"
+            )
+    if declaration.formula is not None and declaration.learned_from:
+        raise ConfigurationError("BAD_FORMULA", f"expected either a formula or `learned_from`, got both, in {where}")
+    formula = parse_formula(declaration.formula, where) if declaration.formula is not None else None
     return Feature(
         index=index,
         name=declaration.name,
         version=_version(declaration, where),
         place=Place.DERIVED,
-        aggregate=Aggregate("formula"),
+        is_segment=declaration.segment,
+        aggregate=Aggregate("formula" if formula is not None else "score"),
         op=DERIVED,
         value_kind=ValueKind.NUMBER,
         signals=(),
@@ -280,8 +306,9 @@ def _derived(index: int, declaration: FeatureDeclaration) -> Feature:
         max_age_ms=0,
         half_life_ms=0.0,
         k=0,
-        default=_default(declaration, where),
+        default=0.0 if declaration.segment and declaration.default is None else _default(declaration, where),
         formula=formula,
+        learned_from=tuple(dict.fromkeys(declaration.learned_from)),
     )
 
 
@@ -289,22 +316,28 @@ def _linked(features: list[Feature]) -> tuple[tuple[str, ...], list[Feature]]:
     """Check what formulas read and return the order to compute them in, and the features with what follows from it."""
     by_name = {feature.name: feature for feature in features}
     for feature in features:
-        for name in feature.formula.names if feature.formula is not None else ():
+        for name in feature.reads:
             read = by_name.get(name)
-            where = f"in the formula of feature {feature.name!r}"
+            where = f"in feature {feature.name!r}"
             if read is None:
                 raise ConfigurationError("UNKNOWN_FEATURE", f"expected a declared feature, got {name!r}, {where}")
-            if not read.is_number:
+            if not (read.is_number or (feature.learned_from and read.op in (record.LAST, record.FIRST))):
                 raise ConfigurationError(
                     "BAD_FORMULA",
-                    f"expected features of one number, got {name!r}, which is {read.aggregate.name} of "
-                    f"{read.aggregate.reads}, {where}",
+                    f"expected features of one number{' or text' if feature.learned_from else ''}, got {name!r}, which is "
+                    f"{read.aggregate.name} of {read.aggregate.reads}, {where}",
                 )
-    order = in_order({feature.name: feature.formula for feature in features if feature.formula is not None})
+    for feature in features:
+        if feature.is_segment and any(by_name[name].learned_from for name in feature.reads):
+            raise ConfigurationError(
+                "BAD_SEGMENT",
+                f"expected a segment of what the log alone says, got one of a learned score, in feature {feature.name!r}; "
+                "declare it without `segment`, and its changes are not told",
+            )
+    order = in_order({feature.name: feature.reads for feature in features if feature.place is Place.DERIVED})
     for name in order:
         feature = by_name[name]
-        assert feature.formula is not None
-        read_features = [by_name[read] for read in feature.formula.names]
+        read_features = [by_name[read] for read in feature.reads]
         required = 0
         for read in read_features:
             required |= read.required
@@ -336,6 +369,8 @@ def _compile(
     types: Mapping[str, SignalType],
 ) -> Feature:
     where = f"feature {declaration.name!r}"
+    if declaration.segment:
+        raise ConfigurationError("BAD_SEGMENT", f"expected a formula of a segment, got none, in {where}")
     if declaration.aggregate is None and not declaration.signals() and declaration.pushed and declaration.category:
         return _placed(_pushed(declaration, where), declaration, indices)
     if declaration.aggregate is None or not declaration.signals():
@@ -353,7 +388,7 @@ def _compile(
     value_kind, is_money = _value_kind(aggregate, declaration, configuration, types, where)
     if aggregate.name == "last_k" and value_kind is ValueKind.SYMBOL:
         raise ConfigurationError("BAD_AGGREGATE", f"expected last_k of an item id such as product_id, in {where}")
-    if aggregate.name == "decayed_top_k" and value_kind is ValueKind.ITEM:
+    if aggregate.name in ("decayed_top_k", "distinct") and value_kind is ValueKind.ITEM:
         value_kind = ValueKind.SYMBOL
     if value_kind not in kind.kinds:
         expected = " or ".join(sorted(k.value for k in kind.kinds))
@@ -584,6 +619,11 @@ def _value_kind(
     return kinds.pop(), money.pop()
 
 
+def is_money_in(types: Mapping[str, SignalType], signals: Sequence[str], reads: str) -> bool:
+    """Return whether a field is an amount of money in signals that all declare it alike."""
+    return any((types[name].properties.get(reads) or PRODUCT_FIELDS.get(reads)) is Kind.MONEY for name in signals)
+
+
 def _folds(
     signal: SignalType, features: Sequence[Feature], money: Money
 ) -> tuple[tuple[SlotReader, ...], list[tuple[Feature, int, float]]]:
@@ -631,9 +671,17 @@ def _program(
     )
 
 
-def history_layout(features: FeatureSet, names: Sequence[str]) -> record.RecordLayout:
-    """Return the layout of records that hold the named features alone, wherever they are kept."""
-    return layout_of([features.by_name[name] for name in names], None, 1)
+def history_layout(features: FeatureSet, names: Sequence[str], purpose: Purpose | None = None) -> record.RecordLayout:
+    """Return the layout of records that hold the named features alone, wherever they are kept.
+
+    With a `purpose`, events count and values are read only where consent covers it, not personalisation.
+    """
+    named = [features.by_name[name] for name in names]
+    if purpose is not None:
+        for place, feature in enumerate(named):
+            required = sum(bit(category, purpose) for category in feature.categories)
+            named[place] = replace(feature, required=required, admit=feature.admit | required)
+    return layout_of(named, None, 1)
 
 
 def history_programs(

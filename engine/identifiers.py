@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from tailorbird.engine.errors import CallerError, ConfigurationError
 from tailorbird.engine.facts import Anchor
+from tailorbird.native.anchors import PlainHasher
 
 HASH_BYTES = 16
 DECISION_SIGNATURE_BYTES = 10
@@ -124,6 +125,13 @@ class IdentifierHasher:
         self._anchor_states = {name: blake2b(digest_size=HASH_BYTES, key=key, person=b"anchor") for name in namespaces}
         for name, state in self._anchor_states.items():
             state.update(name.encode() + b"\0")
+        # What is plain is its own canonical form and no placeholder of ours: hashed natively, unless more are refused.
+        self._plain = {
+            name: PlainHasher(key, b"anchor", name.encode() + b"\0")
+            if not extra and name not in ("email", "phone")
+            else None
+            for name in namespaces
+        }
         self._message_state = blake2b(digest_size=HASH_BYTES, key=key, person=b"message")
         self._person_state = blake2b(digest_size=HASH_BYTES, key=key, person=b"person")
         self._decision_state = blake2b(digest_size=DECISION_SIGNATURE_BYTES, key=key, person=b"decision")
@@ -142,14 +150,38 @@ class IdentifierHasher:
             return anchor
         anchor = self._older[namespace].get(raw)
         if anchor is None:
-            state = self._anchor_states[namespace].copy()
-            state.update(self._canonical_bytes(namespace, raw))
-            anchor = Anchor(namespace, state.digest())
+            plain = self._plain[namespace]
+            digest = plain.digest(raw) if plain is not None else None
+            if digest is None:
+                state = self._anchor_states[namespace].copy()
+                state.update(self._canonical_bytes(namespace, raw))
+                digest = state.digest()
+            anchor = Anchor(namespace, digest)
         if len(recent) >= self._cached_max:
             self._older[namespace] = recent
             self._recent[namespace] = recent = {}
         recent[raw] = anchor
         return anchor
+
+    def keys(self, namespace: str, values: Sequence[str]) -> list[bytes]:
+        """Return the anchor keys of many identifiers, an empty one where nobody can be known by it.
+
+        Raises `IdentifierError` UNKNOWN_NAMESPACE. Nothing is remembered.
+        """
+        plain = self._plain.get(namespace)
+        found: list[bytes | None] = plain.digests(values) if plain is not None else [None for _ in values]
+        if None in found:
+            for place, value in enumerate(values):
+                if found[place] is None:
+                    try:
+                        found[place] = self.anchor(namespace, value).key
+                    except IdentifierError as error:
+                        if error.reason == "UNKNOWN_NAMESPACE":
+                            raise
+                        found[place] = b""
+        elif namespace not in self.namespaces:
+            self._unknown(namespace)
+        return cast("list[bytes]", found)
 
     def anchors(self, identifiers: Mapping[str, str]) -> tuple[Anchor, ...]:
         """Return the anchors best first (priority, then key). Raises as `anchor`, and MISSING_IDENTIFIER for none."""

@@ -18,6 +18,11 @@ _THREE = "BHD IQD JOD KWD LYD OMR TND"
 _EXPONENTS = dict.fromkeys(_NONE.split(), 0) | dict.fromkeys(_THREE.split(), 3) | {"CLF": 4, "UYW": 4}
 
 
+def minor_units(currency: str) -> float:
+    """Return how many minor units make a unit of a currency, 100 of one that is not known."""
+    return 10.0 ** _EXPONENTS.get(currency, 2)
+
+
 class Money:
     """The currency of sums, and what a unit of each other currency is worth in it.
 
@@ -39,23 +44,23 @@ class Money:
                     "BAD_MONEY", f"expected rates above 0 of other currencies than {currency}, got {code}: {rate}"
                 )
         self.currency = currency
-        self._rates = {currency: 1.0, **rates}
+        self.rates = dict(rates)
 
     def rate(self, currency: str | None, kept: str) -> float:
         """Return what a unit of a currency is worth; none named is the currency of sums. Raises `CallerError` NO_RATE."""
         sums = self.currency or kept
         if not currency or not sums or currency == sums:
             return 1.0
-        rate = self._rates.get(currency)
+        rate = self.rates.get(currency)
         if rate is None:
             raise CallerError(
                 "NO_RATE",
-                f"expected amounts in {', '.join(dict.fromkeys((sums, *filter(None, self._rates))))}, got {currency!r:.20}; "
+                f"expected amounts in {', '.join((sums, *self.rates))}, got {currency!r:.20}; "
                 f"declare its rate: `money: {{currency: {sums}, rates: ...}}`",
             )
         return rate
 
     def amount(self, value: float, currency: str | None, kept: str) -> float:
         """Return an amount in units of the currency of sums, a whole number of minor units. Raises as `rate`."""
-        minor = 10.0 ** _EXPONENTS.get(self.currency or kept or currency or "", 2)
+        minor = minor_units(self.currency or kept or currency or "")
         return round(value * self.rate(currency, kept) * minor) / minor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from itertools import islice
 
 import msgspec
@@ -55,7 +56,7 @@ def pushed_signals(
             by_type.setdefault(types[name], {})[name] = value
         counts.append(len(by_type))
         for type_name, values in by_type.items():
-            message_id = row.message_id or f"{row.person} {row.event_time} {sorted(values.items())}"
+            message_id = row.message_id or _content_id(row.person, row.event_time, values)
             signals.append(
                 Signal(
                     type=type_name,
@@ -67,6 +68,11 @@ def pushed_signals(
                 )
             )
     return signals, counts
+
+
+def _content_id(person: str, event_time: int, values: Mapping[str, float | str]) -> str:
+    content = repr((person, event_time, sorted(values.items())))
+    return blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def by_row(report: IngestReport, counts: Sequence[int]) -> IngestReport:

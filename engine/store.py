@@ -29,6 +29,9 @@ TABLES = (
     "people",
     "fragments",
     "windows",
+    "touched",
+    "memberships",
+    "outbox",
     "edges",
     "links",
     "consents",
@@ -60,7 +63,7 @@ class Head(msgspec.Struct, array_like=True):
 
     `position` is the next log offset. The `*_end` fields are the next sequence of their change feed. `warming` names the
     features that are not backfilled yet; `newest_of_category` is the newest event time of each signal category; `currency` is
-    that of the first amount of money.
+    that of the first amount of money; `touched` counts the fragments whose segments are to be read anew.
     """
 
     position: int = 0
@@ -82,6 +85,8 @@ class Head(msgspec.Struct, array_like=True):
     newest_of_category: list[int] = msgspec.field(default_factory=lambda: [0] * 8)
     symbols: int = 0
     currency: str = ""
+    touched: int = 0
+    outbox_end: int = 0
 
 
 def stale_categories(head: Head, targets: Mapping[DataType, int], at: int) -> list[DataType]:

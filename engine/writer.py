@@ -160,7 +160,7 @@ class Writer:
 
         def fill(group: _Group) -> None:
             head = self.applier.state.head
-            if head.pending_end:
+            if head.pending_end or head.touched:
                 group.add(TickFact(head.latest_event_time))
 
         return self._write(fill)

@@ -364,3 +364,21 @@ def rank(
         code = code or (5 if base > uniform else 0)
         winners.append((number, final, base, after_context, share, best_lift, best_index, vector_lift, code))
     return winners, len(known), len(known) - len(left), len(eligible)
+
+
+def trees_total(
+    roots: Sequence[int],
+    nodes: Sequence[tuple[int, float, int, int, bool]],
+    leaves: Sequence[float],
+    row: Sequence[float],
+) -> float:
+    """Return the sum of trees over one row; a node is (input, threshold, left, right, missing goes left)."""
+    total = 0.0
+    for root in roots:
+        node = root
+        while node >= 0:
+            column, threshold, left, right, missing_left = nodes[node]
+            value = row[column]
+            node = left if value <= threshold or (math.isnan(value) and missing_left) else right
+        total += leaves[-1 - node]
+    return total

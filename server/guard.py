@@ -26,6 +26,7 @@ RULES: dict[str, Scope | None] = {
     "/tailorbird.v1.FeatureService/BackfillFeatures": Scope.ADMIN,
     "/tailorbird.v1.FeatureService/GetFeatures": Scope.PROFILE,
     "/tailorbird.v1.FeatureService/PushFeatures": Scope.INGEST,
+    "/tailorbird.v1.FeatureService/WatchSegments": Scope.PROFILE,
     "/tailorbird.v1.ProfileService/": Scope.PROFILE,
     "/tailorbird.v1.SignalService/": Scope.INGEST,
     "/grpc.health.v1.Health/": OPEN,

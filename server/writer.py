@@ -49,6 +49,7 @@ class GroupWriter:
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._closed = False
         self._wake = asyncio.Event()
+        self._written = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tailorbird-writer")
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -83,6 +84,10 @@ class GroupWriter:
             ) from None
         finally:
             self._waiting = [entry for entry in self._waiting if entry[1] is not reached]
+
+    async def changed(self) -> None:
+        """Wait until something more was written."""
+        await self._written.wait()
 
     async def close(self) -> None:
         """Take no more, write what waits, and end the thread; idempotent."""
@@ -161,6 +166,8 @@ class GroupWriter:
         return results
 
     def _tell_waiting(self) -> None:
+        self._written.set()
+        self._written = asyncio.Event()
         for position, reached in self._waiting:
             if position <= self._engine.position and not reached.done():
                 reached.set_result(None)

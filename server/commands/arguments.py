@@ -6,12 +6,26 @@ import argparse
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from tailorbird.engine.consent import Basis
 from tailorbird.engine.errors import CallerError
 
 
 def add_id_argument(parser: argparse.ArgumentParser, text: str) -> None:
     """Add `--id NAMESPACE=VALUE`, which may be repeated."""
     parser.add_argument("--id", dest="ids", metavar="NAMESPACE=VALUE", action="append", default=[], help=text)
+
+
+CONSENT_EXAMPLE = "--consent granted:behavioural,transactional,contextual --basis contract"
+
+
+def add_consent_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--consent CHOICE` and `--basis BASIS`: what a batch rests on."""
+    parser.add_argument(
+        "--consent", metavar="CHOICE", help=f"what the people in the file agreed to, such as {CONSENT_EXAMPLE}"
+    )
+    parser.add_argument(
+        "--basis", default=str(Basis.EXPLICIT), help=f"what that rests on: {', '.join(Basis)} (default explicit)"
+    )
 
 
 def pair(text: str, option: str) -> tuple[str, str]:

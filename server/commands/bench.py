@@ -17,6 +17,7 @@ BENCHES: dict[str, str] = {
     "stages": "where the time of a decision goes",
     "ingest": "signals a second against bare LMDB writes",
     "quality": "how good the decisions are, on real orders",
+    "propensity": "a learned score on real sessions, against logistic regression and LightGBM",
     "crash": "kill -9 at random moments of a mixed load",
     "powerfail": "the log after every order of lost writes",
     "rpc": "the transports against each other, Decide against an echo (needs h2load)",

@@ -11,10 +11,11 @@ from pathlib import Path
 import msgspec
 
 from tailorbird.engine import Engine, Signal
-from tailorbird.engine.consent import Basis, ConsentChoice, Jurisdiction, parse_choice
+from tailorbird.engine.consent import ConsentChoice, Jurisdiction, parse_choice
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.items import Item
 from tailorbird.engine.signals import Status
+from tailorbird.server.commands.arguments import CONSENT_EXAMPLE, add_consent_arguments
 from tailorbird.server.commands.data_directory import add_data_argument, find_data_directory
 from tailorbird.server.commands.rejections import Rejections
 from tailorbird.server.sources import FORMATS
@@ -23,7 +24,6 @@ from tailorbird.server.sources.jsonl import BadLine, SignalLine, read_lines
 
 JSONL = "jsonl"
 BATCH = 1_000
-CONSENT_EXAMPLE = "--consent granted:behavioural,transactional,contextual --basis contract"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=[JSONL, *FORMATS], default=JSONL, help=f"default {JSONL}: one signal a line"
     )
-    parser.add_argument(
-        "--consent", metavar="CHOICE", help=f"what the people in the file agreed to, such as {CONSENT_EXAMPLE}"
-    )
-    parser.add_argument(
-        "--basis", default=str(Basis.EXPLICIT), help=f"what that rests on: {', '.join(Basis)} (default explicit)"
-    )
+    add_consent_arguments(parser)
     parser.add_argument("--batch", type=int, default=BATCH, metavar="N", help=f"signals a commit (default {BATCH})")
     parser.add_argument("--limit", type=int, metavar="N", help="stop after N signals")
 

@@ -45,6 +45,7 @@ def build_table(
         "/tailorbird.v1.FeatureService/BackfillFeatures": ServerStream(features.backfill_features),
         "/tailorbird.v1.FeatureService/GetFeatures": Unary(features.get_features, prompt=True),
         "/tailorbird.v1.FeatureService/PushFeatures": Unary(features.push_features),
+        "/tailorbird.v1.FeatureService/WatchSegments": ServerStream(features.watch_segments),
         "/tailorbird.v1.ProfileService/GetProfile": Unary(ProfileHandlers(engine, writer).get_profile, prompt=True),
         "/tailorbird.v1.SignalService/Ingest": Unary(signals.ingest),
         "/tailorbird.v1.SignalService/IngestStream": Bidirectional(signals.ingest_stream),

@@ -74,6 +74,25 @@ class FeatureHandlers:
         names = running.result()
         yield feature_service_pb2.BackfillFeaturesResponse(features=names, finished=True).SerializeToString()
 
+    async def watch_segments(self, request_bytes: bytes, context: CallContext) -> AsyncIterator[bytes]:
+        """Answer WatchSegments, until the caller leaves."""
+        message = decode(feature_service_pb2.WatchSegmentsRequest, request_bytes)
+        first = max(0, message.first_sequence)
+        while True:
+            changes = self._engine.segment_changes(first)
+            for change in changes:
+                yield feature_service_pb2.WatchSegmentsResponse(
+                    sequence=change.sequence,
+                    person_id=change.person_id,
+                    segment=change.segment,
+                    entered=change.entered,
+                    at_ms=change.at,
+                    position=change.position,
+                ).SerializeToString()
+                first = change.sequence + 1
+            if not changes:
+                await self._writer.changed()
+
     async def put_configuration(self, request_bytes: bytes, context: CallContext) -> bytes:
         """Answer PutConfiguration."""
         message = decode(configuration_service_pb2.PutConfigurationRequest, request_bytes)

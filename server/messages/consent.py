@@ -61,6 +61,17 @@ def choice_from(message: consent_pb2.ConsentChoice) -> ConsentChoice:
     )
 
 
+def choice_message(choice: ConsentChoice) -> consent_pb2.ConsentChoice:
+    """Return a choice on the wire, every purpose named."""
+    message = consent_pb2.ConsentChoice(basis=f"CONSENT_BASIS_{choice.basis.name}", notice=choice.notice)
+    for state, name in _STATES.items():
+        for data_type in DataType:
+            purposes = _purposes(getattr(choice, name), data_type)
+            if purposes:
+                message.entries.add(data_type=_WIRE_TYPES[data_type], state=state, purposes=purposes)
+    return message
+
+
 def standing_messages(masks: ConsentMasks) -> list[consent_pb2.ConsentStanding]:
     """Return what is in force, one message per data type anything was chosen for."""
     standing = []

@@ -9,7 +9,7 @@ from tailorbird.engine.errors import CallerError
 from tailorbird.engine.signals import IngestReport, Outcome, Signal, Status
 from tailorbird.server.messages.consent import choice_from
 from tailorbird.server.messages.pairs import context_from, duplicate_name, identifiers_from
-from tailorbird.v1 import signal_pb2, signal_service_pb2
+from tailorbird.v1 import feature_service_pb2, signal_pb2, signal_service_pb2
 
 Scalar = str | float | int | bool
 
@@ -53,6 +53,13 @@ def report_message(report: IngestReport) -> signal_service_pb2.IngestResponse:
     return signal_service_pb2.IngestResponse(
         outcomes=[_outcome(outcome) for outcome in report.outcomes], position=report.position
     )
+
+
+def report_from(message: signal_service_pb2.IngestResponse | feature_service_pb2.PushFeaturesResponse) -> IngestReport:
+    """Return the report an answer tells of."""
+    statuses = {number: status for status, number in _STATUSES.items()}
+    outcomes = (Outcome(statuses[o.status], o.reason, o.message, o.position) for o in message.outcomes)
+    return IngestReport(tuple(outcomes), message.position)
 
 
 def _outcome(outcome: Outcome) -> signal_service_pb2.SignalOutcome:

@@ -260,7 +260,7 @@ def test_formulas_are_computed_from_what_they_read(tmp_path: Path) -> None:
         (("name: a, formula: '2 *'",), "BAD_FORMULA", "expected a number, a feature or a function"),
         (("name: a, formula: 'exec(1)'",), "BAD_FORMULA", "a function of ratio, min"),
         (("name: a, formula: 'min(1)'",), "BAD_FORMULA", "in feature 'a'"),
-        (("name: a, formula: '1', signal: page_viewed",), "BAD_FORMULA", "either a formula or signal"),
+        (("name: a, formula: '1', signal: page_viewed",), "BAD_FORMULA", "or signal, got both"),
         ((f"name: a, formula: '{'(' * 40}1{')' * 40}'",), "BAD_FORMULA", "at most 32 levels"),
         (
             ("name: t, signal: page_viewed, aggregate: last(name)", "name: a, formula: t + 1"),

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from tailorbird.engine.feature_table import ages_of, known_of, statuses_of, values_of
 from tailorbird.native.feature_rows import FeatureColumns, FeatureRows
 from tailorbird.native.record import (
     COUNT,
@@ -17,6 +18,7 @@ from tailorbird.native.record import (
     SUM,
     WINDOW_SUM,
     Record,
+    RecordError,
     RecordLayout,
     RecordView,
 )
@@ -49,38 +51,51 @@ def loaded(of: RecordLayout) -> RecordView:
     return view
 
 
-def arrays(rows: int = 3, columns: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return (
-        np.full((rows, columns), -9.0),
-        np.full((rows, columns), 99, np.uint8),
-        np.full((rows, columns), -9, np.int64),
-    )
-
-
 def chosen(of: RecordLayout, indices: list[int], columns: list[int], numbers: list[int]) -> FeatureColumns:
     return FeatureColumns(of, np.array(indices, np.int32), np.array(columns, np.int32), np.array(numbers, np.uint8))
 
 
 def test_a_row_holds_what_the_record_says_in_the_columns_asked_for() -> None:
     of = layout()
-    values, statuses, ages = arrays()
-    which = chosen(of, [1, 0, 2, 3], [4, 0, 2, 1], [1, 1, 0, 1])
-    FeatureRows(values, statuses, ages).read(1, loaded(of), which, NOW, 0)
+    rows = FeatureRows(3, 5)
+    values, statuses, ages = values_of(rows), statuses_of(rows), ages_of(rows)
+    values[:], statuses[:], ages[:] = -9.0, 99, -9
+    rows.read(1, loaded(of), chosen(of, [1, 0, 2, 3], [4, 0, 2, 1], [1, 1, 0, 1]), NOW, 0)
     assert values[1].tolist()[:2] == [2.0, 0.3]
     assert math.isnan(values[1, 2])
     assert values[1, 4] == 0.3
     assert statuses[1].tolist() == [FRESH, FRESH, MASKED, 99, FRESH]
     assert ages[1].tolist() == [50, 50, -1, -9, 50]
-    untouched = [values[0], values[2]]
-    assert all((row == -9.0).all() for row in untouched)
-    FeatureRows(values, statuses, ages).read(0, loaded(of), chosen(of, [2], [0], [1]), NOW, 2)
+    assert (values[[0, 2]] == -9.0).all()
+    rows.read(0, loaded(of), chosen(of, [2], [0], [1]), NOW, 2)
     assert (statuses[0, 0], math.isnan(values[0, 0])) == (MISSING, True)
+    assert known_of(rows).tolist() == [False] * 3
+
+
+def test_a_person_is_read_under_their_own_choices() -> None:
+    of = layout()
+    which = chosen(of, [0, 2], [0, 1], [1, 1])
+    program = of.add_program([(0, -1, 1.0), (2, 0, 1.0)])
+    record = Record(of)
+    record.update(program, NOW, 7, (1.5,), 0)
+    record.member_count = 2
+    record.granted, record.denied, record.restricted = 0b1110, 0b0100, 0b1000
+    rows, view = FeatureRows(2, 2), RecordView()
+    stored = record.pack() + bytes(32)  # and the two fragments
+    assert rows.read_person(1, view, stored, which, NOW, 0, 0) == 0b0010
+    assert rows.read_person(0, view, stored, which, NOW, 0b10001, 0b0010) == 0b10001
+    assert known_of(rows).tolist() == [True, True]
+    assert statuses_of(rows).tolist() == [[FRESH, MASKED], [FRESH, FRESH]]
+    assert values_of(rows)[1].tolist() == [1.0, 1.5]
+    assert rows.read_person(0, view, stored, chosen(layout(2), [0], [0], [1]), NOW, 0, 0) is None
+    for damaged in (b"", stored[:7], stored[:90], stored[:-33], stored[:20] + b"x" + stored[21:]):
+        with pytest.raises(RecordError):
+            rows.read_person(0, view, damaged, which, NOW, 0, 0)
 
 
 def test_what_does_not_fit_is_refused() -> None:
     of = layout()
-    view, (values, statuses, ages) = loaded(of), arrays()
-    rows = FeatureRows(values, statuses, ages)
+    view, rows = loaded(of), FeatureRows(3, 5)
     with pytest.raises(IndexError, match="features of 0 to 3, got 4"):
         chosen(of, [4], [0], [1])
     with pytest.raises(ValueError, match="as many columns"):
@@ -92,6 +107,6 @@ def test_what_does_not_fit_is_refused() -> None:
             rows.read(row, view, chosen(of, [0], [0], [1]), NOW, 0)
     with pytest.raises(ValueError, match="of the layout"):
         rows.read(0, view, chosen(layout(2), [0], [0], [1]), NOW, 0)
-    with pytest.raises(ValueError, match="of one shape"):
-        FeatureRows(values, statuses[:2], ages)
-    assert (values == -9.0).all()
+    with pytest.raises(ValueError, match="no negative counts"):
+        FeatureRows(-1, 2)
+    assert not np.frombuffer(rows, np.uint8).any()

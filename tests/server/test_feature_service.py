@@ -218,3 +218,20 @@ def test_a_category_past_its_target_is_told_in_health_metrics_and_answers(declar
         assert found["tailorbird_feature_age_seconds_bucket", "transactional", "10.0"] == 0.0
         assert found["tailorbird_feature_age_seconds_bucket", "transactional", "60.0"] == 3.0
         assert found["tailorbird_feature_age_seconds_count", "transactional", ""] == 3.0
+
+
+def test_segments_are_watched_as_they_change(shop: Path, serving: Serving) -> None:
+    (shop / "tailorbird.yaml").write_text(
+        CONFIGURATION.replace("placements:", "  - {name: regular, formula: orders >= 2, segment: true}\nplacements:")
+    )
+    with serving() as running:
+        watch = stub(running).WatchSegments(feature_service_pb2.WatchSegmentsRequest())
+        ingest(running, order("o1", "mug"))
+        ingest(running, order("o2", "mug"))
+        change = next(watch)
+        assert (change.sequence, change.segment, change.entered) == (0, "regular", True)
+        watch.cancel()
+        again = stub(running).WatchSegments(feature_service_pb2.WatchSegmentsRequest(first_sequence=0))
+        assert next(again) == change
+        again.cancel()
+        assert get(running, "u1", features=("regular",)).columns[0].numbers[0] == 1.0

@@ -1,0 +1,160 @@
+"""Learned scores: trained on what was known before, served as features, calibrated, and never worse off for missing inputs."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tailorbird.engine import Engine
+from tailorbird.engine.compiled import compile_configuration
+from tailorbird.engine.consent import parse_choice
+from tailorbird.engine.errors import CallerError, ConfigurationError, NotFound
+from tailorbird.engine.profile import FeatureStatus
+from tailorbird.engine.pushes import PushedRow
+from tailorbird.engine.score_training import auc, calibration_error, platt
+from tests.engine.shops import DAY, START, Clock, assert_replays_to_the_same, open_shop
+
+SHOP = """\
+version: 1
+limits: {map_bytes: 268435456}
+features:
+  - {name: pages, pushed: number, category: behavioural}
+  - {name: channel, pushed: text, category: behavioural}
+  - {name: spent, pushed: number, category: transactional}
+  - {name: propensity, learned_from: [pages, channel, spent], default: 0.5}
+  - {name: odds, formula: propensity / (1 - propensity)}
+"""
+CHANNELS = ("mail", "search", "social")
+
+
+def truth_of(pages: float, channel: str | None, spent: float | None) -> float:
+    """The world's probability that somebody buys."""
+    logit = -3.0 + 0.4 * pages + (2.0 if channel == "mail" else 0.0) + (1.0 if (spent or 0.0) > 50 else 0.0)
+    return float(1 / (1 + np.exp(-logit)))
+
+
+def people(count: int, seed: int) -> tuple[list[PushedRow], np.ndarray, list[int]]:
+    rng = random.Random(seed)
+    rows, chances, labels = [], [], []
+    for number in range(count):
+        pages = float(rng.randrange(12))
+        channel = rng.choice((*CHANNELS, None))
+        spent = rng.uniform(0, 100) if rng.random() < 0.7 else None
+        values: dict[str, float | str] = {"pages": pages}
+        if channel is not None:
+            values["channel"] = channel
+        if spent is not None:
+            values["spent"] = spent
+        rows.append(PushedRow(f"u{number}", values, START))
+        chances.append(truth_of(pages, channel, spent))
+        labels.append(int(rng.random() < chances[-1]))
+    return rows, np.array(chances), labels
+
+
+def push(engine: Engine, rows: list[PushedRow]) -> None:
+    report = engine.push_features("user_id", rows, consent=parse_choice("granted:all"))
+    assert {outcome.status for outcome in report.outcomes} == {"applied"}
+
+
+def scores(engine: Engine, *who: str) -> tuple[list[float], list[int]]:
+    table = engine.get_features("user_id", who, ["propensity"], at=START + 2)
+    return table.values[:, 0].tolist(), table.statuses[:, 0].tolist()
+
+
+def test_a_score_learns_the_world_and_is_served(tmp_path: Path) -> None:
+    rows, chances, labels = people(3_000, seed=4)
+    who = [row.person for row in rows]
+    with open_shop(tmp_path, SHOP, clock=Clock(START + DAY)) as engine:
+        push(engine, rows)
+        assert scores(engine, "u1") == ([0.5], [FeatureStatus.DEFAULTED])
+        half = 1_500
+        report = engine.train_score("propensity", "user_id", who[:half], [START + 1] * half, labels[:half])
+        assert (report["rows"], report["ones"]) == (half, sum(labels[:half]))
+        found = np.concatenate(
+            [
+                engine.get_features("user_id", who[n : n + 500], ["propensity"]).values[:, 0]
+                for n in range(half, 3_000, 500)
+            ]
+        )
+        judged, truth = chances[half:], np.array(labels[half:], np.float64)
+        assert auc(found, truth) > auc(judged, truth) - 0.02, "the world's own chances cannot be beaten by much"
+        assert np.abs(found - judged).mean() < 0.08
+        assert calibration_error(found, truth) < 0.04
+        table = engine.get_features("user_id", who[:2], ["odds", "propensity"], at=START + 2)
+        np.testing.assert_allclose(table.column("odds"), table.column("propensity") / (1 - table.column("propensity")))
+        before = scores(engine, *who[:20])
+    with open_shop(tmp_path, SHOP) as engine:
+        assert scores(engine, *who[:20]) == before
+    assert_replays_to_the_same(tmp_path)
+
+
+def test_of_whom_nothing_speaks_there_is_no_score_and_of_others_what_may_be_used(tmp_path: Path) -> None:
+    rows, _, labels = people(400, seed=5)
+    with open_shop(tmp_path, SHOP, clock=Clock(START + DAY)) as engine:
+        push(engine, rows)
+        engine.train_score("propensity", "user_id", [row.person for row in rows], [START + 1] * 400, labels)
+        engine.set_consent({"user_id": "u1"}, parse_choice("denied:all"))
+        engine.set_consent({"user_id": "u2"}, parse_choice("denied:transactional"))
+        values, statuses = scores(engine, "nobody", "u1", "u2")
+        assert statuses == [FeatureStatus.DEFAULTED, FeatureStatus.MASKED, FeatureStatus.FRESH]
+        bare = PushedRow("bare", {name: value for name, value in rows[2].values.items() if name != "spent"}, START)
+        push(engine, [bare])
+        assert scores(engine, "bare")[0] == [values[2]], "what consent masks is as if it were not there"
+
+
+def test_a_damaged_model_is_left_out_and_told(tmp_path: Path) -> None:
+    rows, _, labels = people(200, seed=6)
+    with open_shop(tmp_path, SHOP, clock=Clock(START + DAY)) as engine:
+        push(engine, rows)
+        engine.train_score("propensity", "user_id", [row.person for row in rows], [START + 1] * 200, labels)
+        (file,) = engine.directory.models.glob("score-propensity-*.tbm")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with open_shop(tmp_path, SHOP) as engine:
+        assert scores(engine, "u1") == ([0.5], [FeatureStatus.DEFAULTED])
+        assert any("DAMAGED_MODEL" in text for text in engine.recovery)
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    rows, _, labels = people(60, seed=7)
+    who = [row.person for row in rows]
+    with open_shop(tmp_path, SHOP, clock=Clock(START + DAY)) as engine:
+        push(engine, rows)
+        for feature, given, reason in (
+            ("propensity", [0] * 60, "BAD_LABELS"),
+            ("propensity", [2] * 30 + [0] * 30, "BAD_LABELS"),
+            ("propensity", labels[1:], "BAD_LABELS"),
+            ("pages", labels, "NOT_LEARNED"),
+            ("propensty", labels, "UNKNOWN_FEATURE"),
+        ):
+            with pytest.raises((CallerError, NotFound), match=reason):
+                engine.train_score(feature, "user_id", who, [START + 1] * 60, given)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "reason"),
+    [
+        ("{name: a, learned_from: [pages], formula: pages}", "BAD_FORMULA"),
+        ("{name: a, learned_from: [pages], signal: page_viewed}", "BAD_FORMULA"),
+        ("{name: a, learned_from: [nothing]}", "UNKNOWN_FEATURE"),
+        ("{name: a, learned_from: [a]}", "CYCLIC_FEATURES"),
+        ("{name: a, learned_from: [odds2]}\n  - {name: odds2, formula: a}", "CYCLIC_FEATURES"),
+    ],
+)
+def test_a_score_that_cannot_be_declared_is_refused(declaration: str, reason: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        compile_configuration(f"{SHOP}  - {declaration}\n", 1, 1)
+    assert caught.value.reason == reason
+
+
+def test_the_measures_themselves() -> None:
+    truth = np.array([0.0, 0.0, 1.0, 1.0])
+    assert auc(np.array([0.1, 0.4, 0.35, 0.8]), truth) == 0.75
+    assert auc(np.array([0.5] * 4), truth) == 0.5
+    assert calibration_error(np.array([0.05, 0.05, 0.95, 0.95]), truth) == pytest.approx(0.05)
+    rng = np.random.default_rng(3)
+    raw = rng.normal(size=20_000)
+    labels = (rng.random(20_000) < 1 / (1 + np.exp(-(2 * raw - 1)))).astype(np.float64)
+    assert platt(raw, labels) == pytest.approx((2.0, -1.0), abs=0.1)
