@@ -15,6 +15,7 @@ from tailorbird.engine.compiled import SignalPlan
 from tailorbird.engine.consent import ALL_BITS, Basis, ConsentChoice, ConsentMasks, DataType, Purpose, bit
 from tailorbird.engine.context import RAW, Contexts
 from tailorbird.engine.context.moments import DAYPART, MOMENTS
+from tailorbird.engine.decision_id import DECISION_ID, DecisionIds
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.facts import Anchor, ConsentFact, SignalFact
 from tailorbird.engine.identifiers import IdentifierHasher
@@ -52,6 +53,7 @@ class Admission:
         self.contexts = contexts
         self.state = applier.state
         self.hasher = hasher
+        self.decision_ids = DecisionIds(hasher)
 
     def admit(
         self, signal: Signal, append_time: int, import_consent: ConsentChoice | None
@@ -253,6 +255,8 @@ class Admission:
                 size += self._check_products(value, limits.products_max)
             else:
                 size += self._check_kind(name, value, kind)
+        if DECISION_ID in properties:
+            self._check_decision_id(properties[DECISION_ID])
         if plan.update.reads_money:
             head = self.state.head
             try:
@@ -272,6 +276,15 @@ class Admission:
                 "SIGNAL_TOO_LARGE",
                 f"expected at most limits.signal_bytes_max = {limits.signal_bytes_max} bytes, got {size}",
             )
+
+    def _check_decision_id(self, value: object) -> None:
+        """Refuse the id of a decision that was not made here: what an outcome is attributed to must have been decided."""
+        if type(value) is not str:
+            raise Rejected("WRONG_TYPE", f"expected a string in property {DECISION_ID!r}, got {_shown(value)}")
+        try:
+            self.decision_ids.read(value)
+        except CallerError as error:
+            raise Rejected(error.reason, f"{error.message}, in property {DECISION_ID!r}") from None
 
     def _check_products(self, lines: Any, products_max: int) -> int:
         if not isinstance(lines, list | tuple):

@@ -192,6 +192,23 @@ class Identity(_Section, frozen=True):
     phone_region: str = ""
 
 
+class DecisionLogDeclaration(_Section, frozen=True):
+    """What a service keeps of its decisions, in each deciding process.
+
+    `candidates_sampled` is the share of decisions whose given candidates are kept whole; `outcome_window` how long after a
+    decision its outcomes are looked for. What is older than `age_max`, or the oldest beyond `bytes_max`, goes a segment at a
+    time.
+    """
+
+    enabled: bool = True
+    age_max: str = "30d"
+    bytes_max: int = 4 * 1024**3
+    segment_bytes: int = 64 * 1024**2
+    buffer_bytes: int = 1024**2
+    candidates_sampled: float = 0.01
+    outcome_window: str = "7d"
+
+
 class Configuration(_Section, frozen=True):
     """The whole of `tailorbird.yaml`."""
 
@@ -210,6 +227,7 @@ class Configuration(_Section, frozen=True):
     freshness: dict[str, str] = {}
     features: list[FeatureDeclaration] = []
     placements: list[Placement] = []
+    decision_log: DecisionLogDeclaration = DecisionLogDeclaration()
     state_sync: str = "commit"
 
     def signal_types(self) -> dict[str, SignalType]:
@@ -361,6 +379,7 @@ def _check(configuration: Configuration, source: str) -> None:
                 f"expected a declared signal, got {name!r} in statistics{_near(name, signals)}, in {source}",
             )
     _check_numbers(configuration, source)
+    _check_decision_log(configuration.decision_log, source)
     for category, target in configuration.freshness.items():
         if category not in categories:
             raise ConfigurationError(
@@ -414,6 +433,27 @@ def _check_numbers(configuration: Configuration, source: str) -> None:
             f"expected `zone` as a time zone such as Europe/London, got {configuration.zone!r}, in {source}; correct it, or "
             "install the zones (tzdata)",
         ) from None
+
+
+def _check_decision_log(declaration: DecisionLogDeclaration, source: str) -> None:
+    for name in ("age_max", "outcome_window"):
+        if duration_ms(getattr(declaration, name), f"decision_log.{name}") == 0:
+            raise ConfigurationError("BAD_DURATION", f"expected decision_log.{name} above 0, got 0, in {source}")
+    for name, least, most in (
+        ("buffer_bytes", 4_096, 2**30),
+        ("segment_bytes", 4_096, 2**30),
+        ("bytes_max", 2 * declaration.segment_bytes, 2**63),
+    ):
+        value = getattr(declaration, name)
+        if not least <= value <= most:
+            raise ConfigurationError(
+                "BAD_LIMIT", f"expected decision_log.{name} from {least} to {most}, got {value}, in {source}"
+            )
+    if not 0.0 <= declaration.candidates_sampled <= 1.0:
+        raise ConfigurationError(
+            "BAD_CONFIGURATION",
+            f"expected decision_log.candidates_sampled from 0 to 1, got {declaration.candidates_sampled}, in {source}",
+        )
 
 
 def _check_placement(placement: Placement, configuration: Configuration, features: list[str], source: str) -> None:

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import lmdb
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from tailorbird.engine.applier import LIST_KINDS, product_lines
 from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.configuration import Placement
 from tailorbird.engine.consent import ConsentMasks, DataType, Purpose, bit, permitted
 from tailorbird.engine.context import Contexts
+from tailorbird.engine.decision_id import DecisionIds
+from tailorbird.engine.decision_log import DecisionSink, Evidenced
 from tailorbird.engine.errors import CallerError, NotFound, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Chain, Evidence
 from tailorbird.engine.features import slot_values
@@ -162,11 +165,12 @@ class Decider:
         self.hasher = hasher
         self.recently_served = recently_served
         self.contexts = contexts
+        self.ids = DecisionIds(hasher)
+        self.log: DecisionSink | None = None
         self._begin = store.environment.begin
         self._placed: dict[str, Placed] = {}
         self._compiled: CompiledConfiguration | None = None
         self._view = RecordView()
-        self._count = 0
         self._keys = np.zeros(64, np.uint64)
         self._weights = np.zeros(64, np.float32)
         self._items = np.zeros(128, np.uint32)
@@ -210,9 +214,18 @@ class Decider:
         finally:
             txn.abort()
 
+    def decide_again(self, request: DecideRequest, refused: Sequence[int]) -> Decision:
+        """Return the decision on a request that was logged, earlier placements of whose page had the items `refused`."""
+        txn = self._begin()
+        try:
+            return self._answer(txn, request, 0, refused)[0]
+        finally:
+            txn.abort()
+
     def _answer(self, txn: lmdb.Transaction[bytes], request: DecideRequest, now: int, refused: Sequence[int]) -> Answer:
         head = self.evidence.follow(txn)
         check_position(head.position, request.min_position)
+        self.evidence.used_orders.clear()
         return self._decide(txn, request, request.at or now, refused)
 
     def _decide(self, txn: lmdb.Transaction[bytes], request: DecideRequest, at: int, refused: Sequence[int]) -> Answer:
@@ -234,9 +247,10 @@ class Decider:
         if not 1 <= k <= limits.k_max:
             raise CallerError("BAD_K", f"expected k from 1 to limits.k_max = {limits.k_max}, got {k}")
         degraded: list[str] = []
+        request = self._with_context(request, compiled, at)
+        context = request.context
         person = self._person(txn, request, degraded)
         given = self._fold_events(txn, person, request.events, compiled, at) if request.events else _NO_ITEMS
-        context = self.contexts.of(compiled).derive(request.context, at, now=not request.at)
         chain = evidence.chain(context)
         items = evidence.catalogue.items
         items.begin()
@@ -330,8 +344,26 @@ class Decider:
             person_id=self.hasher.person_id(person.key).hex() if person.key else "",
             degraded=tuple(degraded),
         )
+        if self.log is not None:
+            self._log(self.log, request, decision, person, known, refused)
         served_key = person.served_key if placement.record_served and person.permitted & SERVED_CONSENT else b""
         return decision, served_key, numbers
+
+    def _with_context(self, request: DecideRequest, compiled: CompiledConfiguration, at: int) -> DecideRequest:
+        """Return the request with its context derived, and that of its events: nothing raw goes further."""
+        contexts = self.contexts.of(compiled)
+        context = contexts.derive(request.context, at, now=not request.at)
+        events = request.events
+        if events:
+            events = tuple(
+                [
+                    replace(event, context=dict(contexts.derive(event.context, event.event_time or at, now=False)))
+                    for event in events
+                ]
+            )
+        elif context is request.context:
+            return request
+        return replace(request, context=dict(context), events=events)
 
     def read_features(
         self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], at: int
@@ -451,7 +483,7 @@ class Decider:
                 slots = slot_values(
                     plan.update,
                     event.properties,
-                    self.contexts.of(compiled).derive(event.context, event.event_time or at),
+                    event.context,
                     lines,
                     symbol_of,
                     lambda item_id: int(items.lookup([item_id])[0][0]),
@@ -637,11 +669,37 @@ class Decider:
         return ""
 
     def _decision_id(self, request: DecideRequest, at: int) -> str:
-        """Return an opaque id; the same request id gives the same one."""
-        if request.request_id:
-            return self.hasher.message_key("decision", request.request_id).hex()
-        self._count += 1
-        return f"{at:012x}{self._count:08x}"
+        """Return a signed id; the same request id gives the same one."""
+        if self.log is not None:
+            return self.log.id_for(request)
+        return self.ids.named(self.ids.name(request.request_id)) if request.request_id else self.ids.loose(at)
+
+    def _log(
+        self,
+        log: DecisionSink,
+        request: DecideRequest,
+        decision: Decision,
+        person: Person,
+        known: Known,
+        refused: Sequence[int],
+    ) -> None:
+        """Log a finished decision with what it rested on beside the state."""
+        served = [entry for fragment in person.fragments for entry in self.recently_served(fragment, decision.at)]
+        vector = b"" if known.vector is None else known.vector.tobytes()
+        log.add(
+            request,
+            decision,
+            Evidenced(
+                person.key != b"",
+                person.permitted,
+                refused,
+                served,
+                [(*order, position) for order, position in self.evidence.used_orders.items()],
+                self.evidence.model_name,
+                vector,
+                known.recent.tobytes(),
+            ),
+        )
 
     def _take_up_configuration(self) -> CompiledConfiguration:
         assert self.evidence.layouts is not None

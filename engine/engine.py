@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -22,6 +23,7 @@ from tailorbird.engine.configuration import Configuration, Limits, parse_configu
 from tailorbird.engine.consent import ConsentChoice, DataType
 from tailorbird.engine.context import Contexts, WeatherProvider
 from tailorbird.engine.decider import Answer, Decider, check_position
+from tailorbird.engine.decision_log import DecisionLog, erase
 from tailorbird.engine.directory import Directory, sync_folder, write_durably
 from tailorbird.engine.errors import CallerError, Damaged, NotFound, PreconditionFailed, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Evidence
@@ -49,7 +51,7 @@ from tailorbird.engine.score_training import train_clusters, train_score, update
 from tailorbird.engine.segments import SegmentChange, read_changes
 from tailorbird.engine.servings import Serving, Servings
 from tailorbird.engine.signals import IngestReport, Signal
-from tailorbird.engine.state import Layouts, read_layouts
+from tailorbird.engine.state import Layouts, read_layouts, seek_head
 from tailorbird.engine.store import Head, Store, stale_categories
 from tailorbird.engine.training import train_cooccurrence
 from tailorbird.engine.training_set import sample_people, training_set
@@ -110,6 +112,7 @@ class Engine:
         self._reader: FeatureReader
         self._reader_of: Layouts | None = None
         self._asked_last: tuple[str, ...] | None = None
+        self._decision_log: DecisionLog | None = None
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -250,6 +253,47 @@ class Engine:
         self._decider = Decider(self._store, self._evidence, self._hasher, self._recently_served, self._contexts)
         self._idle_deciders.clear()
 
+    def log_decisions(self, process: int = 0) -> None:
+        """Log every decision from now on, unless `decision_log.enabled` is false; see decision_log.py.
+
+        `process` (0 to 65,535) tells apart the processes that decide on this directory. What was decided is written by
+        `flush`, or where the buffer is full.
+        """
+        if self._decision_log is None and self.configuration.decision_log.enabled:
+            log = DecisionLog(
+                self.directory.decisions, self.configuration.decision_log, self._hasher, self._clock, process=process
+            )
+            with self._reading:
+                self._decision_log = self._decider.log = log
+                self._idle_deciders.clear()
+
+    @property
+    def decision_log(self) -> DecisionLog | None:
+        """The decision log of this process, None where nothing is logged."""
+        return self._decision_log
+
+    def _flush_decisions(self) -> None:
+        """Write the decisions that wait to be logged."""
+        if self._decision_log is not None:
+            self._decision_log.flush()
+
+    def erase_decisions(self, identifiers: Mapping[str, str]) -> int:
+        """Overwrite every logged decision on one person, by all identifiers they are known by; return how many.
+
+        Other processes that log have to have written what they decided on them.
+        """
+        keys = {anchor.key for anchor in self._hasher.anchors(identifiers)}
+        self._flush_decisions()
+        with self._store.reading() as txn:
+            cursor = txn.cursor(db=self._store.tables["people"])
+            people = {found[0] for key in keys if (found := seek_head(cursor, key)) is not None}
+
+            @cache
+            def is_of(key: bytes) -> bool:
+                return key in keys or ((found := seek_head(cursor, key)) is not None and found[0] in people)
+
+            return erase(self.directory.decisions, is_of)
+
     def close(self) -> None:
         """Write what waits, and let go of the directory."""
         with self._turn:
@@ -262,6 +306,8 @@ class Engine:
                     self._store.sync()
                     self.directory.boot_mark.unlink(missing_ok=True)
             finally:
+                if self._decision_log is not None:
+                    self._decision_log.close()
                 self._release()
 
     def use_weather(self, provider: WeatherProvider | None) -> None:
@@ -420,7 +466,8 @@ class Engine:
             return self.writer.tick()
 
     def flush(self) -> int:
-        """Write the servings that wait; return the position."""
+        """Write the servings, and the decisions to be logged, that wait; return the position."""
+        self._flush_decisions()
         with self._turn:
             self._write_servings()
             return self.position
@@ -577,6 +624,7 @@ class Engine:
             else:
                 evidence = Evidence(self._store, self.directory.models)
                 decider = Decider(self._store, evidence, self._hasher, self._recently_served, self._contexts)
+                decider.log = self._decision_log
             answers = decider.decide_each(requests, self._clock())
             self._servings.begin_batch()
         try:
@@ -604,8 +652,12 @@ class Engine:
         """Map the state and fill what decisions fill as they go, so that no caller has to wait for it."""
         with self._reading:
             self._store.warm()
-            for placement in self.configuration.placements:
-                self._decider.decide(DecideRequest(placement=placement.name), self._clock())
+            self._decider.log = None
+            try:
+                for placement in self.configuration.placements:
+                    self._decider.decide(DecideRequest(placement=placement.name), self._clock())
+            finally:
+                self._decider.log = self._decision_log
 
     def profile(self, identifiers: Mapping[str, str], *, at: int = 0) -> Profile:
         """Return one person's profile as of `at` (ms, 0 is now). Raises `NotFound` NO_PROFILE."""

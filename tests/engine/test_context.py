@@ -273,7 +273,9 @@ def test_raw_headers_alone_choose_the_cell_and_nothing_raw_is_kept(tmp_path: Pat
         assert best(ip=BERLIN, user_agent=WINDOWS) == "pretzel"
         assert best(ip=AUCKLAND, user_agent=IPHONE) == "kiwi"
         assert best(country="NZ", user_agent=WINDOWS) == "sheep"
-        said = engine.decide(placement="home", context={"ip": BERLIN, "user_agent": IPHONE})
+        engine.log_decisions()
+        event = msgspec.structs.replace(signal("e", "page_viewed"), context={"user_agent": IPAD})
+        said = engine.decide(placement="home", context={"ip": BERLIN, "user_agent": IPHONE}, events=(event,))
         assert "country=DE" in str(said)
         assert BERLIN not in str(said)
         view = msgspec.structs.replace(
