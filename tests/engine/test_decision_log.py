@@ -25,7 +25,6 @@ from tailorbird.engine.errors import CallerError, ConfigurationError, Damaged, N
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.items import Item
 from tailorbird.engine.log import LocalLog
-from tailorbird.engine.requests import DecidedItem, Reason, ReasonDetail
 from tailorbird.engine.signals import Status
 from tests.engine import shops
 from tests.engine.shops import DAY, START, Clock, open_shop, signal
@@ -107,25 +106,11 @@ def test_the_id_of_another_directory_is_refused() -> None:
 # ---- records -----------------------------------------------------------------------------------------------------
 
 
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**63), 2**64 - 1),
-    st.floats(),
-    st.text(max_size=300),
-    st.binary(max_size=300),
-)
-FIELDS = st.recursive(
-    SCALARS,
-    lambda each: st.one_of(
-        st.lists(each, max_size=20), st.lists(each, max_size=20).map(tuple), st.dictionaries(st.text(max_size=9), each)
-    ),
-    max_leaves=30,
-)
+FIELDS = st.tuples(st.text(max_size=30), st.lists(st.floats(allow_nan=False)), st.binary(max_size=300))
 PACK = new_packer().pack
 
 
-@given(st.integers(0, 2**64 - 1), I64, I64, st.tuples(FIELDS, FIELDS), PLACES, st.binary(max_size=40))
+@given(st.integers(0, 2**64 - 1), I64, I64, FIELDS, PLACES, st.binary(max_size=40))
 def test_a_record_reads_back_as_written(
     salt: int, at: int, position: int, fields: tuple[object, ...], place: Place, rest: bytes
 ) -> None:
@@ -134,33 +119,6 @@ def test_a_record_reads_back_as_written(
     assert found is not None
     assert (found.place, found.at, found.position, found.end) == (place, at, position, place.offset + len(packed))
     assert found.payload == msgspec.msgpack.encode(fields)
-
-
-@pytest.mark.parametrize("length", [0, 1, 15, 16, 31, 32, 255, 256, 65_535, 65_536])
-def test_every_length_is_packed_as_msgpack_says(length: int) -> None:
-    fields = "x" * length, bytes(length), [None] * length, dict.fromkeys(map(str, range(length)))
-    assert PACK(1, 0, 0, fields)[HEADER_BYTES:] == msgspec.msgpack.encode(fields)
-
-
-def test_items_are_packed_as_the_fields_they_have() -> None:
-    item = DecidedItem("mug", 0.25, 1.0, (ReasonDetail(Reason.AFFINITY, "category=cups"), ReasonDetail(Reason.NEW)))
-    expected = [["mug", 0.25, 1.0, [["affinity", "category=cups"], ["new", ""]]]]
-    assert PACK(1, 0, 0, ((item,),))[HEADER_BYTES:] == msgspec.msgpack.encode((expected,))
-
-
-def test_what_no_record_can_hold_is_refused() -> None:
-    nested: list[object] = []
-    for _ in range(40):
-        nested = [nested]
-    for value, error in (
-        ({1, 2}, TypeError),
-        (2**64, OverflowError),
-        (nested, ValueError),
-        ("\ud800", UnicodeEncodeError),
-    ):
-        with pytest.raises(error):
-            PACK(1, 0, 0, (value,))
-    assert PACK(1, 0, 0, (7,))[HEADER_BYTES:] == b"\x91\x07"
 
 
 def test_a_decision_on_an_event_no_log_can_hold_is_made_all_the_same(tmp_path: Path) -> None:
