@@ -19,11 +19,12 @@ from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import msgspec
 from xxhash import xxh3_64_intdigest
 
 from tailorbird.engine import decision_record
 from tailorbird.engine.configuration import DecisionLogDeclaration
-from tailorbird.engine.consent import DataType, Purpose, bit
+from tailorbird.engine.consent import ConsentChoice, DataType, Purpose, bit
 from tailorbird.engine.decision_id import DecisionIds, Place
 from tailorbird.engine.decision_record import HEADER_BYTES, PAYLOAD_BYTES_MAX, Stored
 from tailorbird.engine.durations import duration_ms
@@ -122,7 +123,8 @@ class DecisionLog:
         self._number = max((segment.number for segment in list_segments(folder, process)), default=0)
         self._waiting: list[_Chunk] = []
         self._waiting_bytes = 0
-        self._promised = Place(partition, process, 0, 0)
+        self._pack = decision_record.new_packer().pack
+        self._promised, self._salt = Place(partition, process, 0, 0), 0
         self._begin_segment()
 
     # ---- deciding ------------------------------------------------------------------------------------------------
@@ -135,6 +137,7 @@ class DecisionLog:
                 self._begin_segment()
                 chunk = self._chunk
             self._promised = Place(self.partition, self.process, chunk.number, chunk.start + len(chunk.data))
+            self._salt = chunk.salt
         if request.request_id:
             return self.ids.named(self.ids.name(request.request_id))
         return self.ids.placed(self._promised)
@@ -143,17 +146,18 @@ class DecisionLog:
         """Log a finished decision under the id it was given. Never raises, never waits for a disk that is slow or full."""
         place = self._promised
         seed = xxh3_64_intdigest(place.offset.to_bytes(4, "little"), place.segment)
-        payload = decision_record.encode(self._fields(request, decision, evidenced, seed))
-        if len(payload) > PAYLOAD_BYTES_MAX:
-            self.dropped_count += 1
-            return
+        fields = self._fields(request, decision, evidenced, seed)
+        try:
+            record = self._pack(self._salt, decision.at, decision.position, fields)
+        except (TypeError, ValueError, OverflowError):  # An event in process may hold what no log can.
+            record = b""
         with self._lock:
             chunk = self._chunk
             full = self._waiting_bytes >= self._declaration.buffer_bytes
             fits = self._waiting_bytes < BUFFERS_MAX * self._declaration.buffer_bytes
+            fits = fits and 0 < len(record) <= HEADER_BYTES + PAYLOAD_BYTES_MAX
             # The place is gone where its segment could not be written meanwhile.
             if fits and (chunk.number, chunk.start + len(chunk.data)) == (place.segment, place.offset):
-                record = decision_record.pack(chunk.salt, decision.at, decision.position, payload)
                 chunk.data += record
                 chunk.record_count += 1
                 self._waiting_bytes += len(record)
@@ -183,7 +187,7 @@ class DecisionLog:
             request.k,
             ()
             if withheld or not request.events
-            else [(e.type, e.event_time, e.properties, e.context, e.consent) for e in request.events],
+            else [(e.type, e.event_time, e.properties, e.context, _choice(e.consent)) for e in request.events],
             len(request.candidates),
             list(request.candidates) if sampled else (),
             evidenced.refused,
@@ -193,7 +197,7 @@ class DecisionLog:
             b"" if withheld else evidenced.vector,
             b"" if withheld else evidenced.recent,
             seed,
-            [(i.id, i.score, i.propensity, () if withheld else i.reasons) for i in decision.items],
+            [(i.id, i.score, i.propensity, ()) for i in decision.items] if withheld else decision.items,
             decision.tier,
             decision.completeness,
             -1 if withheld else decision.profile_age_ms,
@@ -313,6 +317,10 @@ class DecisionLog:
                 total -= size
         except OSError:  # Tried again with the next segment.
             return
+
+
+def _choice(choice: ConsentChoice | None) -> tuple[object, ...] | None:
+    return None if choice is None else msgspec.structs.astuple(choice)
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The record of a decision: a header of 32 bytes and a msgpack array, little-endian.
 
-    header checksum   u32   low 32 bits of XXH3-64 over the rest of the header, seeded with the segment's salt
+    header checksum   u32   low 32 bits of XXH64 over the rest of the header, seeded with the segment's salt
     length            u32   of the payload, at most `PAYLOAD_BYTES_MAX`
-    payload checksum  u64   XXH3-64 of the payload, seeded with the segment's salt
+    payload checksum  u64   XXH64 of the payload, seeded with the segment's salt
     at                i64   the moment decided at, ms since 1970 UTC
     position          i64   the log position the answer was read at
 
@@ -16,18 +16,18 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 import msgspec
-from xxhash import xxh3_64_intdigest
 
 from tailorbird.engine.consent import ConsentChoice
 from tailorbird.engine.decision_id import Place
 from tailorbird.engine.errors import Damaged
 from tailorbird.engine.evidence import UsedOrder
-from tailorbird.engine.requests import DecidedItem, Decision, ReasonDetail, Tier
+from tailorbird.engine.requests import DecidedItem, Decision, Reason, ReasonDetail, Tier
+from tailorbird.native.decision_record import RecordPacker
+from tailorbird.native.hashing import xxh64
 
 HEADER_BYTES = 32
 PAYLOAD_BYTES_MAX = 16 << 20
 _HEADER = Struct("<IIQqq")
-_REST = Struct("<IQqq")
 _LOW_32 = 0xFFFFFFFF
 
 
@@ -47,7 +47,7 @@ class LoggedItem(msgspec.Struct, frozen=True, array_like=True):
     id: str
     score: float
     propensity: float
-    reasons: tuple[ReasonDetail, ...]
+    reasons: tuple[tuple[Reason, str], ...]
 
 
 class LoggedDecision(msgspec.Struct, frozen=True, array_like=True):
@@ -113,7 +113,7 @@ class Stored(NamedTuple):
         return Decision(
             decision_id=decision_id,
             placement=logged.placement,
-            items=tuple(DecidedItem(i.id, i.score, i.propensity, i.reasons) for i in logged.items),
+            items=tuple(_item(item) for item in logged.items),
             tier=logged.tier,
             completeness=logged.completeness,
             profile_age_ms=logged.profile_age_ms,
@@ -129,15 +129,17 @@ class Stored(NamedTuple):
         )
 
 
-# The fields of a LoggedDecision in their order.
-encode = msgspec.msgpack.Encoder().encode
 _DECODER = msgspec.msgpack.Decoder(LoggedDecision)
 
 
-def pack(salt: int, at: int, position: int, payload: bytes) -> bytes:
-    """Return the record of a payload."""
-    rest = _REST.pack(len(payload), xxh3_64_intdigest(payload, salt), at, position)
-    return (xxh3_64_intdigest(rest, salt) & _LOW_32).to_bytes(4, "little") + rest + payload
+def _item(item: LoggedItem) -> DecidedItem:
+    reasons = tuple(ReasonDetail(reason, detail) for reason, detail in item.reasons)
+    return DecidedItem(item.id, item.score, item.propensity, reasons)
+
+
+def new_packer() -> RecordPacker:
+    """Return what packs the fields of a `LoggedDecision` in their order, items and reasons as an answer has them."""
+    return RecordPacker(DecidedItem, ReasonDetail)
 
 
 def unpack(salt: int, data: bytes | memoryview, place: Place) -> Stored | None:
@@ -145,14 +147,14 @@ def unpack(salt: int, data: bytes | memoryview, place: Place) -> Stored | None:
     if len(data) < HEADER_BYTES:
         return None
     checksum, length, payload_checksum, at, position = _HEADER.unpack_from(data)
-    if checksum != xxh3_64_intdigest(bytes(data[4:HEADER_BYTES]), salt) & _LOW_32:
+    if checksum != xxh64(data[4:HEADER_BYTES], salt) & _LOW_32:
         return None
     end = HEADER_BYTES + length
     if length > PAYLOAD_BYTES_MAX or len(data) < end:
         return None
     payload: bytes | None = bytes(data[HEADER_BYTES:end])
     assert payload is not None
-    if xxh3_64_intdigest(payload, salt) != payload_checksum:
+    if xxh64(payload, salt) != payload_checksum:
         payload = None if any(payload) else b""
     return Stored(place, place.offset + end, at, position, payload)
 

@@ -82,7 +82,7 @@ def row_of(stored: Stored, logged: LoggedDecision, ids: DecisionIds) -> dict[str
         "items": [item.id for item in logged.items],
         "scores": [item.score for item in logged.items],
         "propensities": [item.propensity for item in logged.items],
-        "reasons": [" ".join(f"{r.reason} {r.detail}".strip() for r in item.reasons) for item in logged.items],
+        "reasons": [" ".join(f"{reason} {detail}".strip() for reason, detail in item.reasons) for item in logged.items],
         "tier": str(logged.tier),
         "completeness": logged.completeness,
         "profile_age_ms": logged.profile_age_ms,
