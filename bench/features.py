@@ -5,7 +5,7 @@
 people, who are drawn anew for every call; blocks of calls alternate. Medians. How Feast is set up is told in peers/feast_subject.py.
 
 `update_events_per_s`: `Engine.ingest` in groups of 1,000 one-event signals on one core, 50 features declared, of which each event
-updates 25. `bytes_per_stranger`, `bytes_per_customer`: what the state grows by per person of one visit, and per returning
+updates 25. `bytes_per_profile_strangers`, `bytes_per_profile_customers`: what the state grows by per person of one visit, and per returning
 customer of 5 events under those features, in bytes of used pages of the memory map.
 """
 
@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="tailorbird-features-", dir=args.data) as folder:
         results = _against_feast(Path(folder), feast, people, blocks)
         results |= _updates(Path(folder, "updates"), 20_000 if args.quick else 200_000)
-        results["bytes_per_stranger"] = _bytes_per_profile(Path(folder, "strangers"), profiles, 1)
-        results["bytes_per_customer"] = _bytes_per_profile(Path(folder, "customers"), profiles, VISITS)
+        results["bytes_per_profile_strangers"] = _bytes_per_profile(Path(folder, "strangers"), profiles, 1)
+        results["bytes_per_profile_customers"] = _bytes_per_profile(Path(folder, "customers"), profiles, VISITS)
     results["profiles"] = profiles
     return results
 

@@ -312,7 +312,7 @@ def test_bench_features_measures_reading_against_a_peer(tmp_path: Path, monkeypa
         assert isinstance(ours, float)
         assert isinstance(theirs, float)
         assert results[f"feast_over_get_features_{count}"] == pytest.approx(theirs / ours)
-    for name in ("update_events_per_s", "bytes_per_stranger", "bytes_per_customer"):
+    for name in ("update_events_per_s", "bytes_per_profile_strangers", "bytes_per_profile_customers"):
         value = results[name]
         assert isinstance(value, float)
         assert value > 0
