@@ -3,6 +3,7 @@
 # make demo    the generated shop, three visits
 # make conformance   the transports against h2spec, grpcurl, grpc-go and grpcio (needs Go)
 # make bench   all benchmarks, quick sizes
+# make bench-peers   what benches measure against: Feast, Vowpal Wabbit, C++ gRPC
 #
 # VENV=/elsewhere/.venv puts the environment somewhere else; PYTHON=python3.12 chooses the interpreter.
 
@@ -21,7 +22,7 @@ BUILT := setup.py pyproject.toml $(shell find protos native -name '*.proto' -o -
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup test lint types pytest test-debug conformance demo bench clean FORCE
+.PHONY: setup test lint types pytest test-debug conformance demo bench bench-peers clean FORCE
 
 setup: $(STAMP)
 
@@ -81,6 +82,24 @@ demo: setup
 
 bench: setup
 	$(BIN)/tailorbird bench all --quick
+
+# Each peer in an environment of its own, at the versions that bench/peers/NAME.txt pins; C++ gRPC is the system's.
+PEERS := build/peers
+ECHO := $(PEERS)/echo/echo_server
+
+bench-peers: setup $(PEERS)/feast/.installed $(PEERS)/vowpal/.installed $(ECHO)
+
+$(PEERS)/%/.installed: bench/peers/%.txt | $(BIN)/python
+	rm -rf $(@D)
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+$(ECHO): bench/peers/echo_server.cc bench/peers/echo.proto
+	.ci/peer-tools
+	mkdir -p $(@D)
+	protoc --proto_path=bench/peers --cpp_out=$(@D) --grpc_out=$(@D) --plugin=protoc-gen-grpc=$$(command -v grpc_cpp_plugin) echo.proto
+	g++ -O2 -std=c++17 -Wall -Wextra -I$(@D) $< $(@D)/echo.pb.cc $(@D)/echo.grpc.pb.cc -o $@ $$(pkg-config --cflags --libs grpc++ protobuf)
 
 clean:
 	rm -rf build dist tailorbird.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

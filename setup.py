@@ -242,7 +242,7 @@ packages, package_dir = packages_and_folders()
 setup(
     packages=packages,
     package_dir=package_dir,
-    package_data={"": ["py.typed", "*.pyi", "*.yaml"]},
+    package_data={"": ["py.typed", "*.pyi", "*.yaml", "*-requirements.txt"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildNative},
 )

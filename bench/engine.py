@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=64, help="seed of the workload (default 64)")
     parser.add_argument("--quick", action="store_true", help="5,000 people, 2,000 items, 6 blocks")
     parser.add_argument("--data", type=Path, metavar="DIR", help="fill this directory once, and use it again")
+    parser.add_argument("--log-decisions", action="store_true", help="keep a decision log, as a service does")
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
@@ -75,6 +76,9 @@ def run(args: argparse.Namespace) -> dict[str, object]:
                 "prepare_s": time.perf_counter() - begin,
             }
             engine.warm()
+            if args.log_decisions:
+                engine.log_decisions()
+                results["decisions_logged"] = True
             bench = BenchR(engine, size, args.blocks, args.calls)
             for count in (100, 1_000):
                 results.update(_decision_results(count, bench.decide(min(count, size.items // 2))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -111,6 +111,25 @@ def time_paired(
         if between is not None:
             between()
     return paired
+
+
+def in_turns(cases: Mapping[str, Callable[[int], float]], block_count: int) -> dict[str, NDArray[np.float64]]:
+    """Return what each case measures in each block, the cases taking turns; the first block only warms up.
+
+    `case(block)` measures once. The order of the cases turns round in every other block.
+    """
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for block in range(block_count + 1):
+        for name in cases if block % 2 else reversed(list(cases)):
+            value = cases[name](block)
+            if block:
+                found[name].append(value)
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def ratio_by_block(found: Mapping[str, NDArray[np.float64]], above: str, below: str) -> float:
+    """Return the median over the blocks of one case over another in the same block."""
+    return float(np.median(found[above] / found[below]))
 
 
 def clock_cost_ns(samples: int = 201) -> int:

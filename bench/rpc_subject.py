@@ -1,8 +1,9 @@
 """The server that `tailorbird bench rpc` loads: one transport, echo and Decide in one handler table, on one core.
 
 The engine's clock runs an hour a second: in half a second what was served may be served again, so that answers stay full
-however often the same requests come round. h2load sends one body to many paths. So path number n stands for request number n, made here beforehand: the body that
-came is read and dropped, and the handler gets the n-th. Echo answers with the bytes of a real Decide answer.
+however often the same requests come round. h2load sends one body to many paths. So path number n stands for request number
+n, made here beforehand: the body that came is read and dropped, and the handler gets the n-th. Echo answers with the bytes of
+a real Decide answer.
 """
 
 from __future__ import annotations

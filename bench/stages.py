@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=64, help="seed of the workload (default 64)")
     parser.add_argument("--quick", action="store_true", help="5,000 people, 2,000 items, 3 blocks")
     parser.add_argument("--data", type=Path, metavar="DIR", help="fill this directory once, and use it again")
+    parser.add_argument("--log-decisions", action="store_true", help="keep a decision log; its stage is `log`")
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     results: dict[str, object] = {"method": METHOD, "people": size.people, "items": size.items, "seed": size.seed}
     with directory_of(args.data) as path, filled(size, path) as engine:
         engine.warm()
+        if args.log_decisions:
+            engine.log_decisions()
         bench = BenchR(engine, size, args.blocks, args.calls)
         in_a_row_ns, alone_ns = line_costs_ns(size)
         results["line_in_a_row_ns"], results["line_alone_ns"] = in_a_row_ns, alone_ns
@@ -110,6 +113,8 @@ def _stages(bench: BenchR, count: int, block_count: int) -> dict[str, float]:
         "known": lambda engine, clock: _patched(engine._decider, "_known", clock),
         "rank": _clock_rank,
     }
+    if bench.engine.decision_log is not None:
+        stages["log"] = lambda engine, clock: _patched(engine._decider, "_log", clock)
     spent: dict[str, list[float]] = {name: [] for name in stages}
     for block in range(block_count + 1):  # the first only warms up
         for name, patch in stages.items():
@@ -123,8 +128,8 @@ def _stages(bench: BenchR, count: int, block_count: int) -> dict[str, float]:
             if block:
                 spent[name].append(float(np.median(clock.spent_ns if patch is not None else whole_ns)) / NS_PER_US)
     found = {name: float(np.median(values)) for name, values in spent.items()}
-    outermost = ("transaction", "follow", "person", "known", "rank")
-    found["rest"] = found["whole"] - sum(found[name] for name in outermost)
+    outermost = ("transaction", "follow", "person", "known", "rank", "log")
+    found["rest"] = found["whole"] - sum(found.get(name, 0.0) for name in outermost)
     return found
 
 

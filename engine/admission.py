@@ -13,6 +13,9 @@ from typing import Any
 from tailorbird.engine.applier import LINK_BIT, Applier
 from tailorbird.engine.compiled import SignalPlan
 from tailorbird.engine.consent import ALL_BITS, Basis, ConsentChoice, ConsentMasks, DataType, Purpose, bit
+from tailorbird.engine.context import RAW, Contexts
+from tailorbird.engine.context.moments import DAYPART, MOMENTS
+from tailorbird.engine.decision_id import DECISION_ID, DecisionIds
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.facts import Anchor, ConsentFact, SignalFact
 from tailorbird.engine.identifiers import IdentifierHasher
@@ -21,6 +24,8 @@ from tailorbird.engine.signals import Outcome, Signal, Status
 from tailorbird.engine.state import masks_of
 from tailorbird.engine.vocabulary import PRODUCT_FIELDS, Kind
 
+# The part of the day is left to whoever counts.
+STORED_MOMENTS = frozenset(MOMENTS) - {DAYPART}
 CONTEXT_BIT = bit(DataType.CONTEXTUAL, Purpose.COLLECT)
 EXPECTED = {
     Kind.STRING: "a string",
@@ -43,10 +48,12 @@ class Rejected(CallerError):
 class Admission:
     """Decides signal by signal what enters the log."""
 
-    def __init__(self, applier: Applier, hasher: IdentifierHasher) -> None:
+    def __init__(self, applier: Applier, hasher: IdentifierHasher, contexts: Contexts) -> None:
         self.applier = applier
+        self.contexts = contexts
         self.state = applier.state
         self.hasher = hasher
+        self.decision_ids = DecisionIds(hasher)
 
     def admit(
         self, signal: Signal, append_time: int, import_consent: ConsentChoice | None
@@ -97,13 +104,20 @@ class Admission:
                 anchors,
                 permitted,
                 signal.properties,
-                signal.context if permitted & CONTEXT_BIT else {},
+                self._context(signal, event_time) if permitted & CONTEXT_BIT else {},
                 message_key,
                 signal.source,
                 signal.source_offset,
             )
         )
         return None, facts
+
+    def _context(self, signal: Signal, event_time: int) -> dict[str, str]:
+        """Return the context to be stored: derived, nothing of it raw."""
+        compiled = self.state.compiled
+        if RAW.isdisjoint(signal.context) and compiled.context_names.isdisjoint(STORED_MOMENTS):
+            return signal.context
+        return dict(self.contexts.of(compiled).derive(signal.context, event_time, now=False))
 
     def _anchors(self, identifiers: Mapping[str, str]) -> tuple[Anchor, ...]:
         """Return the usable identifiers, best first. A placeholder beside a real one is passed over, alone it is refused."""
@@ -241,6 +255,8 @@ class Admission:
                 size += self._check_products(value, limits.products_max)
             else:
                 size += self._check_kind(name, value, kind)
+        if DECISION_ID in properties:
+            self._check_decision_id(properties[DECISION_ID])
         if plan.update.reads_money:
             head = self.state.head
             try:
@@ -260,6 +276,15 @@ class Admission:
                 "SIGNAL_TOO_LARGE",
                 f"expected at most limits.signal_bytes_max = {limits.signal_bytes_max} bytes, got {size}",
             )
+
+    def _check_decision_id(self, value: object) -> None:
+        """Refuse the id of a decision that was not made here: what an outcome is attributed to must have been decided."""
+        if type(value) is not str:
+            raise Rejected("WRONG_TYPE", f"expected a string in property {DECISION_ID!r}, got {_shown(value)}")
+        try:
+            self.decision_ids.read(value)
+        except CallerError as error:
+            raise Rejected(error.reason, f"{error.message}, in property {DECISION_ID!r}") from None
 
     def _check_products(self, lines: Any, products_max: int) -> int:
         if not isinstance(lines, list | tuple):

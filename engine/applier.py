@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from tailorbird.engine.consent import DataType, Purpose, bit
-from tailorbird.engine.dayparts import DAYPART, daypart
+from tailorbird.engine.context.moments import DAYPART, daypart
 from tailorbird.engine.facts import (
     BackfillFact,
     ConfigurationFact,

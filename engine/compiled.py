@@ -11,7 +11,7 @@ from tailorbird.engine.configuration import Configuration, parse_configuration
 from tailorbird.engine.consent import DataType, Purpose, bit
 from tailorbird.engine.durations import duration_ms
 from tailorbird.engine.errors import ConfigurationError
-from tailorbird.engine.features import FeatureSet, Place, UpdateProgram, compile_features
+from tailorbird.engine.features import CONTEXT_PREFIX, FeatureSet, Place, UpdateProgram, compile_features
 from tailorbird.engine.identifiers import Namespace, namespaces_with
 from tailorbird.engine.vocabulary import ItemList, Kind, SignalType
 from tailorbird.native import record
@@ -51,6 +51,7 @@ class CompiledConfiguration:
     count_dimensions: tuple[str, ...]
     freshness_ms: Mapping[DataType, int]
     segments: tuple[str, ...]
+    context_names: frozenset[str]
 
     def same_layout(self, other: CompiledConfiguration) -> bool:
         """Return whether records of the two versions are stored alike."""
@@ -100,8 +101,18 @@ def compile_configuration(
         duplicate_window_ms=duration_ms(limits.duplicate_window, "limits.duplicate_window"),
         tick_ms=duration_ms(statistics.tick, "statistics.tick"),
         freshness_ms=configuration.freshness_ms(),
+        context_names=_context_names(configuration, features),
         segments=tuple(feature.name for feature in features.features if feature.is_segment),
         count_dimensions=tuple(dict.fromkeys(name for names in statistics.levels for name in names)),
+    )
+
+
+def _context_names(configuration: Configuration, features: FeatureSet) -> frozenset[str]:
+    """Return the names of the context that popularity or a feature is kept by."""
+    read = {feature.aggregate.reads for feature in features.features}
+    dimensions = {name for names in configuration.statistics.levels for name in names}
+    return frozenset(
+        dimensions | {name.removeprefix(CONTEXT_PREFIX) for name in read if name.startswith(CONTEXT_PREFIX)}
     )
 
 

@@ -67,7 +67,8 @@ class FeatureDeclaration(_Section, frozen=True):
     """A feature: which signals feed it and how they are aggregated, or what it is derived from.
 
     - `formula`: arithmetic over other features; with `segment`, a rule that is true of who belongs, whose changes are told
-    - `learned_from`: the features that a trained model reads; `tailorbird train score` makes it
+    - `learned_from`: the features that a trained model reads; `tailorbird train score` makes it, or, with `clusters`, how many
+      kinds of people there are, `tailorbird train clusters`
     - `pushed`: what kind of value may be sent for it from elsewhere
     - `compute: batch`: it is sent by `tailorbird features materialize`, which aggregates files, and by nothing else
 
@@ -79,6 +80,7 @@ class FeatureDeclaration(_Section, frozen=True):
     signal: str | list[str] = []
     formula: str | None = None
     learned_from: list[str] = []
+    clusters: int = 0
     segment: bool = False
     version: int = 1
     window: str | None = None
@@ -107,6 +109,13 @@ class MoneyDeclaration(_Section, frozen=True):
 
     currency: str = ""
     rates: dict[str, float] = {}
+
+
+class ContextDeclaration(_Section, frozen=True):
+    """What context is derived with: the MaxMind database for addresses, and the hosts of the shop's own sites."""
+
+    location_database: str = ""
+    own_hosts: list[str] = []
 
 
 class Statistics(_Section, frozen=True):
@@ -183,6 +192,23 @@ class Identity(_Section, frozen=True):
     phone_region: str = ""
 
 
+class DecisionLogDeclaration(_Section, frozen=True):
+    """What a service keeps of its decisions, in each deciding process.
+
+    `candidates_sampled` is the share of decisions whose given candidates are kept whole; `outcome_window` how long after a
+    decision its outcomes are looked for. What is older than `age_max`, or the oldest beyond `bytes_max`, goes a segment at a
+    time.
+    """
+
+    enabled: bool = True
+    age_max: str = "30d"
+    bytes_max: int = 4 * 1024**3
+    segment_bytes: int = 64 * 1024**2
+    buffer_bytes: int = 1024**2
+    candidates_sampled: float = 0.01
+    outcome_window: str = "7d"
+
+
 class Configuration(_Section, frozen=True):
     """The whole of `tailorbird.yaml`."""
 
@@ -196,10 +222,12 @@ class Configuration(_Section, frozen=True):
     attributes: list[str] = msgspec.field(default_factory=lambda: ["category", "brand"])
     embedding_dimension: int = 0
     statistics: Statistics = Statistics()
+    context: ContextDeclaration = ContextDeclaration()
     money: MoneyDeclaration = MoneyDeclaration()
     freshness: dict[str, str] = {}
     features: list[FeatureDeclaration] = []
     placements: list[Placement] = []
+    decision_log: DecisionLogDeclaration = DecisionLogDeclaration()
     state_sync: str = "commit"
 
     def signal_types(self) -> dict[str, SignalType]:
@@ -351,6 +379,7 @@ def _check(configuration: Configuration, source: str) -> None:
                 f"expected a declared signal, got {name!r} in statistics{_near(name, signals)}, in {source}",
             )
     _check_numbers(configuration, source)
+    _check_decision_log(configuration.decision_log, source)
     for category, target in configuration.freshness.items():
         if category not in categories:
             raise ConfigurationError(
@@ -404,6 +433,27 @@ def _check_numbers(configuration: Configuration, source: str) -> None:
             f"expected `zone` as a time zone such as Europe/London, got {configuration.zone!r}, in {source}; correct it, or "
             "install the zones (tzdata)",
         ) from None
+
+
+def _check_decision_log(declaration: DecisionLogDeclaration, source: str) -> None:
+    for name in ("age_max", "outcome_window"):
+        if duration_ms(getattr(declaration, name), f"decision_log.{name}") == 0:
+            raise ConfigurationError("BAD_DURATION", f"expected decision_log.{name} above 0, got 0, in {source}")
+    for name, least, most in (
+        ("buffer_bytes", 4_096, 2**30),
+        ("segment_bytes", 4_096, 2**30),
+        ("bytes_max", 2 * declaration.segment_bytes, 2**63),
+    ):
+        value = getattr(declaration, name)
+        if not least <= value <= most:
+            raise ConfigurationError(
+                "BAD_LIMIT", f"expected decision_log.{name} from {least} to {most}, got {value}, in {source}"
+            )
+    if not 0.0 <= declaration.candidates_sampled <= 1.0:
+        raise ConfigurationError(
+            "BAD_CONFIGURATION",
+            f"expected decision_log.candidates_sampled from 0 to 1, got {declaration.candidates_sampled}, in {source}",
+        )
 
 
 def _check_placement(placement: Placement, configuration: Configuration, features: list[str], source: str) -> None:

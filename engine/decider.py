@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lmdb
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 
 from tailorbird.engine.applier import LIST_KINDS, product_lines
 from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.configuration import Placement
 from tailorbird.engine.consent import ALL_BITS, ConsentMasks, DataType, Purpose, bit, permitted
-from tailorbird.engine.dayparts import DAYPART, with_daypart
+from tailorbird.engine.context import RAW, Contexts
+from tailorbird.engine.decision_id import DecisionIds
+from tailorbird.engine.decision_log import DecisionSink, Evidenced
 from tailorbird.engine.errors import CallerError, NotFound, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Chain, Evidence
 from tailorbird.engine.features import slot_values
@@ -42,6 +45,7 @@ from tailorbird.native.record import FRESH, MASKED, Record, RecordError, RecordV
 from tailorbird.native.scoring import UNKNOWN_ITEM
 
 if TYPE_CHECKING:
+    from tailorbird.native.decision import QuickItem
     from tailorbird.native.scoring import Together
     from tailorbird.native.wire import DecisionEncoder
 
@@ -159,22 +163,20 @@ class Decider:
         evidence: Evidence,
         hasher: IdentifierHasher,
         servings: Servings,
+        contexts: Contexts,
     ) -> None:
         self.store = store
         self.evidence = evidence
         self.hasher = hasher
         self.servings = servings
+        self.contexts = contexts
+        self.ids = DecisionIds(hasher)
+        self.log: DecisionSink | None = None
         self._begin = store.environment.begin
         self._placed: dict[str, Placed] = {}
         self._compiled: CompiledConfiguration | None = None
         self._view = RecordView()
-        self._count = 0
-        namespaces = {
-            name.encode(): (hasher.plain[name], namespace.priority) for name, namespace in hasher.namespaces.items()
-        }
-        self._quick = QuickDecider(
-            namespaces, hasher.plain_person, servings, self._decision_id, self._quick_context, self._quick_reasons
-        )
+        self._quick: QuickDecider | None = None  # made when it is first asked
         self._quick_of: tuple[CompiledConfiguration, bool] | None = None
         self._quick_moment = -1
         self._keys = np.zeros(64, np.uint64)
@@ -220,9 +222,18 @@ class Decider:
         finally:
             txn.abort()
 
+    def decide_again(self, request: DecideRequest, refused: Sequence[int]) -> Decision:
+        """Return the decision on a request that was logged, earlier placements of whose page had the items `refused`."""
+        txn = self._begin()
+        try:
+            return self._answer(txn, request, 0, refused)[0]
+        finally:
+            txn.abort()
+
     def _answer(self, txn: lmdb.Transaction[bytes], request: DecideRequest, now: int, refused: Sequence[int]) -> Answer:
         head = self.evidence.follow(txn)
         check_position(head.position, request.min_position)
+        self.evidence.used_orders.clear()
         return self._decide(txn, request, request.at or now, refused)
 
     def _decide(self, txn: lmdb.Transaction[bytes], request: DecideRequest, at: int, refused: Sequence[int]) -> Answer:
@@ -244,9 +255,11 @@ class Decider:
         if not 1 <= k <= limits.k_max:
             raise CallerError("BAD_K", f"expected k from 1 to limits.k_max = {limits.k_max}, got {k}")
         degraded: list[str] = []
+        request = self._with_context(request, compiled, at)
+        context = request.context
         person = self._person(txn, request, degraded)
         given = self._fold_events(txn, person, request.events, compiled, at) if request.events else _NO_ITEMS
-        chain = self._chain(request.context, at, compiled)
+        chain = evidence.chain(context)
         items = evidence.catalogue.items
         items.begin()
         if refused:
@@ -331,8 +344,26 @@ class Decider:
             person_id=self.hasher.person_id(person.key).hex() if person.key else "",
             degraded=tuple(degraded),
         )
+        if self.log is not None:
+            self._log(self.log, request, decision, person, known, refused)
         served_key = person.served_key if placement.record_served and person.permitted & SERVED_CONSENT else b""
         return decision, served_key, numbers, person.view is not None and person.view.first_seen == 0
+
+    def _with_context(self, request: DecideRequest, compiled: CompiledConfiguration, at: int) -> DecideRequest:
+        """Return the request with its context derived, and that of its events: nothing raw goes further."""
+        contexts = self.contexts.of(compiled)
+        context = contexts.derive(request.context, at, now=not request.at)
+        events = request.events
+        if events:
+            events = tuple(
+                [
+                    replace(event, context=dict(contexts.derive(event.context, event.event_time or at, now=False)))
+                    for event in events
+                ]
+            )
+        elif context is request.context:
+            return request
+        return replace(request, context=dict(context), events=events)
 
     def read_features(
         self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], at: int
@@ -364,19 +395,34 @@ class Decider:
         txn = self._begin()
         try:
             self.evidence.follow(txn)
-            if self._quick_moment != self.evidence.moment:
-                self._quick_follow(encoder)
-            return self._quick.decide(request, txn.cursor(db=self.store.tables["people"]), now)
+            if self._quick_moment != self.evidence.moment or self._quick is None:
+                self._quick = self._quick_follow(encoder)
+            log = self._quick_log if self.log is not None else None
+            return self._quick.decide(request, txn.cursor(db=self.store.tables["people"]), now, log)
         finally:
             txn.abort()
 
-    def _quick_follow(self, encoder: DecisionEncoder) -> None:
-        """Let the quick decider see what `decide` would see now."""
-        evidence, compiled = self.evidence, self._take_up_configuration()
+    def forget_moment(self) -> None:
+        """Look at everything anew in the next decision: something changed beside the state."""
+        self._quick_moment = -1
+
+    def _quick_follow(self, encoder: DecisionEncoder) -> QuickDecider:
+        """Return the quick decider, which sees what `decide` would see now."""
+        evidence, compiled, hasher = self.evidence, self._take_up_configuration(), self.hasher
+        quick = self._quick
+        if quick is None:
+            quick = QuickDecider(
+                {name.encode(): (hasher.plain[name], found.priority) for name, found in hasher.namespaces.items()},
+                hasher.plain_person,
+                self.servings,
+                self._decision_id,
+                self._quick_context,
+                self._quick_reasons,
+            )
         quick_of = compiled, evidence.neighbours is None
         if self._quick_of != quick_of:
             limits = compiled.configuration.limits
-            self._quick.take_up(
+            quick.take_up(
                 encoder,
                 compiled.features.layout,
                 [self._quick_plan(placed) for placed in self._placed.values() if self._is_quick(placed)],
@@ -388,11 +434,11 @@ class Decider:
                 served_consent=SERVED_CONSENT,
                 served_code=SERVED_CODE,
                 notable=NOTABLE,
-                has_daypart=DAYPART in compiled.count_dimensions,
+                depends_on_time=self.contexts.of(compiled).depends_on_time,
             )
             self._quick_of = quick_of
         damage, catalogue = evidence.model_damage, evidence.catalogue
-        self._quick.follow(
+        quick.follow(
             catalogue.items,
             evidence.served,
             catalogue.allowances,
@@ -401,6 +447,7 @@ class Decider:
             self._stale if compiled.freshness_ms else None,
         )
         self._quick_moment = evidence.moment
+        return quick
 
     def _is_quick(self, placed: Placed) -> bool:
         """Return whether nothing but popularity and the person's vector ranks what is given."""
@@ -425,15 +472,67 @@ class Decider:
 
     def _quick_context(self, context: dict[str, str], at: int) -> QuickContext | None:
         compiled = self._take_up_configuration()
+        deriver = self.contexts.of(compiled)
+        if deriver.asks_weather:  # which may come any moment
+            return None
         try:
             _check_context(context, compiled.configuration.limits.field_bytes_max)
         except CallerError:
             return None
-        chain = self._chain(context, at, compiled)
-        return QuickContext(chain.prior, TIERS.index(self._tier_without_person(chain)) + 1, chain)
+        derived = deriver.derive(context, at)
+        chain = self.evidence.chain(derived)
+        tier = TIERS.index(self._tier_without_person(chain)) + 1
+        return QuickContext(chain.prior, tier, chain, derived, RAW.isdisjoint(context))
 
     def _quick_reasons(self, context: QuickContext, code: int) -> tuple[ReasonDetail, ...]:
         return self._common_reasons(context.chain, code)
+
+    def _quick_log(self, request_fields: tuple[Any, ...], items: list[QuickItem], fields: tuple[Any, ...]) -> None:
+        """Log a quick decision, as `decide` would."""
+        assert self.log is not None
+        placement, identifiers, context, candidates, k, request_id = request_fields
+        decision_id, tier, completeness, age, masked, excluded, count, unknown, at, person_id, degraded = fields[:11]
+        permitted, fragments, vector = fields[11:]
+        chain = context.chain
+        self.log.add(
+            DecideRequest(
+                placement=placement,
+                identifiers=identifiers,
+                context=context.derived,
+                candidates=candidates,
+                k=k,
+                request_id=request_id,
+            ),
+            Decision(
+                decision_id=decision_id,
+                placement=placement,
+                items=tuple(
+                    [DecidedItem(name, score, 1.0, self._common_reasons(chain, code)) for name, score, code in items]
+                ),
+                tier=TIERS[tier - 1],
+                completeness=completeness,
+                profile_age_ms=age,
+                masked_count=masked,
+                excluded_count=excluded,
+                candidate_count=count,
+                unknown_candidate_count=unknown,
+                position=self.evidence.head.position,
+                configuration_version=self._take_up_configuration().version,
+                at=at,
+                person_id=person_id,
+                degraded=degraded,
+            ),
+            Evidenced(
+                bool(person_id),
+                permitted,
+                (),
+                [entry for fragment in fragments for entry in self.servings.of(fragment)],
+                [],
+                self.evidence.model_name,
+                vector,
+                b"",
+            ),
+        )
 
     # ---- who -----------------------------------------------------------------------------------------------------
 
@@ -621,8 +720,8 @@ class Decider:
                         break
                 more = cursor.next()
             if SERVED_CODE in since:
-                for log in (self.evidence.served, *self.servings.logs):
-                    items.exclude_served(log, fragment, since[SERVED_CODE])
+                items.exclude_served(self.evidence.served, fragment, since[SERVED_CODE])
+                self.servings.exclude(items, fragment, since[SERVED_CODE])
         return mentions
 
     def _affinities(self, view: RecordView, placed: Placed, at: int, permitted: int) -> list[Affinity]:
@@ -724,17 +823,37 @@ class Decider:
         return ""
 
     def _decision_id(self, request_id: str, at: int) -> str:
-        """Return an opaque id; the same request id gives the same one."""
-        if request_id:
-            return self.hasher.message_key("decision", request_id).hex()
-        self._count += 1
-        return f"{at:012x}{self._count:08x}"
+        """Return a signed id; the same request id gives the same one."""
+        if self.log is not None:
+            return self.log.id_for(request_id)
+        return self.ids.named(self.ids.name(request_id)) if request_id else self.ids.loose(at)
 
-    def _chain(self, context: Mapping[str, str], at: int, compiled: CompiledConfiguration) -> Chain:
-        """Return what is known of a context, which is told the part of the day where that counts."""
-        if DAYPART in compiled.count_dimensions:
-            context = with_daypart(context, at, compiled.configuration.zone)
-        return self.evidence.chain(context)
+    def _log(
+        self,
+        log: DecisionSink,
+        request: DecideRequest,
+        decision: Decision,
+        person: Person,
+        known: Known,
+        refused: Sequence[int],
+    ) -> None:
+        """Log a finished decision with what it rested on beside the state."""
+        served = [entry for fragment in person.fragments for entry in self.servings.of(fragment)]
+        vector = b"" if known.vector is None else known.vector.tobytes()
+        log.add(
+            request,
+            decision,
+            Evidenced(
+                person.key != b"",
+                person.permitted,
+                refused,
+                served,
+                [(*order, position) for order, position in self.evidence.used_orders.items()],
+                self.evidence.model_name,
+                vector,
+                known.recent.tobytes(),
+            ),
+        )
 
     def _tier_without_person(self, chain: Chain) -> Tier:
         """Return what carries an answer that nothing of the person does."""

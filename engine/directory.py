@@ -6,6 +6,7 @@ DIR/log/             the fact log: the truth
 DIR/state/           LMDB: a view of the log
 DIR/keys/identity    the secret that identifiers are hashed with
 DIR/models/          mapped model files
+DIR/decisions/       what was decided: segments of each deciding process (decision_log.py)
 DIR/snapshots/       copies of the state by log position
 DIR/state.aside/     the last state that was not trusted, kept for whoever wants to know why; may be removed
 DIR/writer.lock      held by the one process that writes
@@ -55,6 +56,10 @@ class Directory:
     @property
     def snapshots(self) -> Path:
         return self.root / "snapshots"
+
+    @property
+    def decisions(self) -> Path:
+        return self.root / "decisions"
 
     @property
     def backfill(self) -> Path:

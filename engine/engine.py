@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -20,7 +21,9 @@ from tailorbird.engine.backfill import Backfill, BackfillProgress
 from tailorbird.engine.compiled import compile_configuration, namespaces_of
 from tailorbird.engine.configuration import Configuration, Limits, parse_configuration, read_configuration
 from tailorbird.engine.consent import ConsentChoice, DataType
+from tailorbird.engine.context import Contexts, WeatherProvider
 from tailorbird.engine.decider import Answer, Decider, check_position
+from tailorbird.engine.decision_log import DecisionLog, erase
 from tailorbird.engine.directory import Directory, sync_folder, write_durably
 from tailorbird.engine.errors import CallerError, Damaged, NotFound, PreconditionFailed, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Evidence
@@ -32,6 +35,7 @@ from tailorbird.engine.facts import (
     SplitFact,
 )
 from tailorbird.engine.feature_table import FeatureReader, FeatureTable
+from tailorbird.engine.features import Feature, FeatureSet
 from tailorbird.engine.hashing import state_hash
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.identity import LinkKind
@@ -41,19 +45,20 @@ from tailorbird.engine.profile import Profile
 from tailorbird.engine.profiles import read_profile
 from tailorbird.engine.pushes import PushedRow, by_row, pushed_signals
 from tailorbird.engine.requests import DecideRequest, DecideRequestFields, Decision, PageRequest
-from tailorbird.engine.score_model import ROLE, write_score
-from tailorbird.engine.score_training import train_score
+from tailorbird.engine.score_model import ROLE, Clusters, Score, ScoreModel, write_model
+from tailorbird.engine.score_training import train_clusters, train_score, updated_score
 from tailorbird.engine.segments import SegmentChange, read_changes
 from tailorbird.engine.servings import Servings
 from tailorbird.engine.signals import IngestReport, Signal
-from tailorbird.engine.state import Layouts, read_layouts
+from tailorbird.engine.state import Layouts, read_layouts, seek_head
 from tailorbird.engine.store import Head, Store, stale_categories
 from tailorbird.engine.training import train_cooccurrence
-from tailorbird.engine.training_set import training_set
+from tailorbird.engine.training_set import sample_people, training_set
 from tailorbird.engine.writer import Writer
 from tailorbird.native.wire import DecisionEncoder
 
 SERVINGS_QUEUED_MAX = 10_000
+CLUSTERED_PEOPLE_MAX = 200_000  # who clusters are found among
 READERS_KEPT = 64  # sets of feature names whose readers are kept
 SERVINGS_WHILE_WRITING = 4  # times as many may wait while a writer is at work
 
@@ -91,10 +96,15 @@ class Engine:
         # Writers take turns, and so do readers, whose evidence is shared; no reader waits for a write. Taken in this order.
         self._turn = threading.RLock()
         self._reading = threading.RLock()
-        self._writer = Writer(store, log, hasher, clock, configuration.limits.map_bytes) if lock is not None else None
+        self._contexts = Contexts()
+        self._writer = (
+            Writer(store, log, hasher, clock, configuration.limits.map_bytes, self._contexts)
+            if lock is not None
+            else None
+        )
         self._servings = Servings()
         self._evidence = Evidence(store, directory.models)
-        self._decider = Decider(store, self._evidence, hasher, self._servings)
+        self._decider = Decider(store, self._evidence, hasher, self._servings, self._contexts)
         self._idle_deciders: list[Decider] = []  # of batches
         self._closed = False
         self._backfilling = threading.Lock()
@@ -102,6 +112,7 @@ class Engine:
         self._reader: FeatureReader
         self._reader_of: Layouts | None = None
         self._asked_last: tuple[str, ...] | None = None
+        self._decision_log: DecisionLog | None = None
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -128,7 +139,8 @@ class Engine:
             configuration, text = parse_configuration(config, "config"), config
         else:
             configuration, text = read_configuration(Path(config))
-        compile_configuration(text, 1, 1)  # Before anything is made: a configuration that cannot work leaves no trace.
+        # Before anything is made: a configuration that cannot work leaves no trace.
+        Contexts().of(compile_configuration(text, 1, 1))
         directory.prepare(create=not read_only)
         if not read_only and not directory.configuration.exists():
             write_durably(directory.configuration, text.encode())
@@ -236,10 +248,51 @@ class Engine:
             map_bytes=limits.map_bytes,
             synced=self.configuration.state_sync == "commit",
         )
-        self._writer = Writer(self._store, self._log, self._hasher, self._clock, limits.map_bytes)
+        self._writer = Writer(self._store, self._log, self._hasher, self._clock, limits.map_bytes, self._contexts)
         self._evidence = Evidence(self._store, self.directory.models)
-        self._decider = Decider(self._store, self._evidence, self._hasher, self._servings)
+        self._decider = Decider(self._store, self._evidence, self._hasher, self._servings, self._contexts)
         self._idle_deciders.clear()
+
+    def log_decisions(self, process: int = 0) -> None:
+        """Log every decision from now on, unless `decision_log.enabled` is false; see decision_log.py.
+
+        `process` (0 to 65,535) tells apart the processes that decide on this directory. What was decided is written by
+        `flush`, or where the buffer is full.
+        """
+        if self._decision_log is None and self.configuration.decision_log.enabled:
+            log = DecisionLog(
+                self.directory.decisions, self.configuration.decision_log, self._hasher, self._clock, process=process
+            )
+            with self._reading:
+                self._decision_log = self._decider.log = log
+                self._idle_deciders.clear()
+
+    @property
+    def decision_log(self) -> DecisionLog | None:
+        """The decision log of this process, None where nothing is logged."""
+        return self._decision_log
+
+    def _flush_decisions(self) -> None:
+        """Write the decisions that wait to be logged."""
+        if self._decision_log is not None:
+            self._decision_log.flush()
+
+    def erase_decisions(self, identifiers: Mapping[str, str]) -> int:
+        """Overwrite every logged decision on one person, by all identifiers they are known by; return how many.
+
+        Other processes that log have to have written what they decided on them.
+        """
+        keys = {anchor.key for anchor in self._hasher.anchors(identifiers)}
+        self._flush_decisions()
+        with self._store.reading() as txn:
+            cursor = txn.cursor(db=self._store.tables["people"])
+            people = {found[0] for key in keys if (found := seek_head(cursor, key)) is not None}
+
+            @cache
+            def is_of(key: bytes) -> bool:
+                return key in keys or ((found := seek_head(cursor, key)) is not None and found[0] in people)
+
+            return erase(self.directory.decisions, is_of)
 
     def close(self) -> None:
         """Write what waits, and let go of the directory."""
@@ -253,9 +306,22 @@ class Engine:
                     self._store.sync()
                     self.directory.boot_mark.unlink(missing_ok=True)
             finally:
+                if self._decision_log is not None:
+                    self._decision_log.close()
                 self._release()
 
+    def use_weather(self, provider: WeatherProvider | None) -> None:
+        """Let a provider say the weather of places where a caller does not, or nobody (None).
+
+        It is called by a thread of its own with country, region and city, at most once in a quarter of an hour per place. No
+        decision waits for it: the first of a place goes without.
+        """
+        with self._reading:
+            self._contexts.use_weather(provider)
+            self._decider.forget_moment()
+
     def _release(self) -> None:
+        self._contexts.close()
         with self._reading:
             self._closed = True
             self._store.close()
@@ -367,7 +433,7 @@ class Engine:
         `state_sync`, `identity`) hold from the next one. Raises `ConfigurationError`.
         """
         configuration = parse_configuration(text, "config")
-        compile_configuration(text, 1, 1)
+        Contexts().of(compile_configuration(text, 1, 1))
         with self._turn:
             self._write_servings()
             position = self.writer.configure(text)
@@ -402,7 +468,8 @@ class Engine:
             return self.writer.tick()
 
     def flush(self) -> int:
-        """Write the servings that wait; return the position."""
+        """Write the servings, and the decisions to be logged, that wait; return the position."""
+        self._flush_decisions()
         with self._turn:
             self._write_servings()
             return self.position
@@ -424,24 +491,68 @@ class Engine:
         Raises as `training_set`, `NotFound` UNKNOWN_FEATURE, `CallerError` NOT_LEARNED, BAD_LABELS, `PreconditionFailed`
         MISSING_EXTRA.
         """
+        features, learned = self._learned(feature, clusters=False)
+        table = self._labelled(learned, namespace, values, times, labels)
+        return self._publish(train_score(feature, features, table, labels, table.position))
+
+    def update_score(
+        self, feature: str, namespace: str, values: Sequence[str], times: Sequence[int], labels: Sequence[int]
+    ) -> dict[str, float]:
+        """Let a trained score take in newly labelled moments: its calibration follows them, its trees stay.
+
+        Cheap enough for every hour. What was known before weighs on, a little less with every update. Raises as
+        `train_score`, and `PreconditionFailed` NOT_TRAINED.
+        """
+        _, learned = self._learned(feature, clusters=False)
+        table = self._labelled(learned, namespace, values, times, labels)
+        with self._reading:
+            model = self._evidence.scores.get(feature)
+        if not isinstance(model, ScoreModel):
+            raise PreconditionFailed(
+                "NOT_TRAINED", f"expected a trained score of {feature!r}, got none; train it first"
+            )
+        numbers = {name: table.column(name) for name in model.names if name not in table.texts}
+        return self._publish(updated_score(model.score, model.totals(numbers, table.texts), labels, table.position))
+
+    def train_clusters(self, feature: str) -> dict[str, float]:
+        """Find the kinds of people of a feature with `clusters`, among all whose consent covers training, and publish them.
+
+        Return how many people are of each. Raises `NotFound` UNKNOWN_FEATURE, `CallerError` NOT_LEARNED, TOO_FEW_PEOPLE,
+        `PreconditionFailed` LOG_TRUNCATED, MISSING_EXTRA.
+        """
+        features, learned = self._learned(feature, clusters=True)
+        with self._store.reading() as txn:
+            keys = sample_people(self._store, txn, CLUSTERED_PEOPLE_MAX)
+        now = [self._clock() + 1] * len(keys)
+        table = self._training_table(keys, now, learned.learned_from)
+        return self._publish(train_clusters(feature, features, table, learned.clusters, table.position))
+
+    def _learned(self, name: str, *, clusters: bool) -> tuple[FeatureSet, Feature]:
         with self._reading, self._store.reading() as txn:
             self._evidence.follow(txn)
             layouts = self._evidence.layouts
         assert layouts is not None
-        features = layouts.current.features
-        learned = features.by_name.get(feature)
+        learned = layouts.current.features.by_name.get(name)
         if learned is None:
-            raise NotFound("UNKNOWN_FEATURE", f"expected a declared feature, got {feature!r:.100}")
-        if not learned.learned_from:
-            raise CallerError("NOT_LEARNED", f"expected a feature with `learned_from`, got {feature!r}")
+            raise NotFound("UNKNOWN_FEATURE", f"expected a declared feature, got {name!r:.100}")
+        if not learned.learned_from or bool(learned.clusters) is not clusters:
+            wanted = "`learned_from` and `clusters`" if clusters else "`learned_from` and no `clusters`"
+            raise CallerError("NOT_LEARNED", f"expected a feature with {wanted}, got {name!r}")
+        return layouts.current.features, learned
+
+    def _labelled(
+        self, learned: Feature, namespace: str, values: Sequence[str], times: Sequence[int], labels: Sequence[int]
+    ) -> FeatureTable:
         if len(labels) != len(values):
             raise CallerError("BAD_LABELS", f"expected a label for each of {len(values)} people, got {len(labels)}")
-        table = self.training_set(namespace, values, times, learned.learned_from)
-        score = train_score(feature, features, table, labels, table.position)
+        return self.training_set(namespace, values, times, learned.learned_from)
+
+    def _publish(self, model: Score | Clusters) -> dict[str, float]:
+        """Put a model in force; return its report."""
         with self._turn:
-            path, checksum = write_score(self.directory.models, score)
-            self.writer.append(ModelFact(ROLE + feature, path.name, score.built_at, checksum))
-        return score.report
+            path, checksum = write_model(self.directory.models, model)
+            self.writer.append(ModelFact(ROLE + model.feature, path.name, model.built_at, checksum))
+        return model.report
 
     def snapshot(self) -> Path:
         """Copy the state as of now into `snapshots/`; return the folder."""
@@ -525,7 +636,8 @@ class Engine:
                 decider = self._idle_deciders.pop()
             else:
                 evidence = Evidence(self._store, self.directory.models)
-                decider = Decider(self._store, evidence, self._hasher, self._servings)
+                decider = Decider(self._store, evidence, self._hasher, self._servings, self._contexts)
+                decider.log = self._decision_log
             answers = decider.decide_each(requests, self._clock())
             self._servings.begin_batch()
         try:
@@ -553,8 +665,12 @@ class Engine:
         """Map the state and fill what decisions fill as they go, so that no caller has to wait for it."""
         with self._reading:
             self._store.warm()
-            for placement in self.configuration.placements:
-                self._decider.decide(DecideRequest(placement=placement.name), self._clock())
+            self._decider.log = None
+            try:
+                for placement in self.configuration.placements:
+                    self._decider.decide(DecideRequest(placement=placement.name), self._clock())
+            finally:
+                self._decider.log = self._decision_log
 
     def profile(self, identifiers: Mapping[str, str], *, at: int = 0) -> Profile:
         """Return one person's profile as of `at` (ms, 0 is now). Raises `NotFound` NO_PROFILE."""
@@ -617,7 +733,9 @@ class Engine:
         """
         if len(values) != len(times):
             raise CallerError("BAD_TABLE", f"expected a time for each of {len(values)} people, got {len(times)}")
-        keys = self._hasher.keys(namespace, values)
+        return self._training_table(self._hasher.keys(namespace, values), times, features)
+
+    def _training_table(self, keys: Sequence[bytes], times: Sequence[int], features: Sequence[str]) -> FeatureTable:
         log = LocalLog.open(self.directory.log, read_only=True)
         try:
             if log.start > 0:
@@ -679,6 +797,11 @@ class Engine:
         with self._store.reading() as txn:
             seen = txn.get(source.encode("utf-8", "replace"), db=self._store.tables["sources"]) if source else None
             return int.from_bytes(seen, "big") if seen is not None else -1
+
+    @property
+    def state_bytes(self) -> int:
+        """How many bytes of the memory map are in use, pages that wait to be used again included."""
+        return self._store.used_bytes
 
     @property
     def latest_event_time(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from tailorbird.engine.catalogue import Catalogue
 from tailorbird.engine.errors import Damaged, PreconditionFailed
 from tailorbird.engine.neighbours_file import Neighbours, open_neighbours
 from tailorbird.engine.requests import ReasonDetail
-from tailorbird.engine.score_model import ROLE, ScoreModel, open_score
+from tailorbird.engine.score_model import ROLE, Learned, open_model
 from tailorbird.engine.state import CHANGES_KEPT, Layouts, read_layouts
 from tailorbird.engine.statistics import Cell, Change, Statistics
 from tailorbird.engine.store import Head, Store, u64
@@ -53,6 +54,18 @@ class Postings(NamedTuple):
     spans: dict[int, tuple[int, int]]
 
 
+class OrderKind(IntEnum):
+    """What is derived from the counts now and then; numbers are stored and never reused."""
+
+    POPULAR = 0
+    SHARES = 1
+    POSTINGS = 2
+
+
+# An order a decision used: its kind, its cell or attribute, and the log position it was derived at.
+UsedOrder = tuple[int, int, int]
+
+
 class Evidence:
     """Keeps what decisions read in step with the store. `follow` first, in every transaction."""
 
@@ -67,7 +80,7 @@ class Evidence:
         self.statistics: Statistics
         self.neighbours: Neighbours | None = None
         self.model_damage: Damaged | None = None
-        self.scores: dict[str, ScoreModel] = {}  # by the feature they speak for
+        self.scores: dict[str, Learned] = {}  # by the feature they speak for
         self._score_files: dict[str, str] = {}
         self.served = ServedLog()  # not in the lists yet
         self._served_ends: deque[tuple[int, int]] = deque()  # of its rows: the sequence, and the end in `served`
@@ -83,6 +96,9 @@ class Evidence:
         self._popular: dict[int, npt.NDArray[np.uint32]] = {}
         self._shares: dict[int, dict[int, float]] = {}
         self._postings: dict[int, Postings] = {}
+        self._derived_at: dict[tuple[OrderKind, int], int] = {}
+        # Orders used since whoever decides emptied it, and the log positions they were derived at.
+        self.used_orders: dict[tuple[int, int], int] = {}
 
     def follow(self, txn: lmdb.Transaction[Any]) -> Head:
         """Bring everything to the moment of a read transaction and return its head."""
@@ -162,6 +178,11 @@ class Evidence:
             self.served.drop_before(self._served_ends.popleft()[1])
         self._served_followed = head.served_end
 
+    @property
+    def model_name(self) -> str:
+        """The model file in force, empty without one."""
+        return self._neighbours_name
+
     def follow_models(self, head: Head) -> None:
         """Read the models in force. One that is damaged or gone is left out and told in `model_damage`: decisions go on."""
         name, checksum = head.models.get(COOCCURRENCE, ("", 0))
@@ -181,7 +202,7 @@ class Evidence:
             self._score_files[feature] = name
             self.scores.pop(feature, None)
             try:
-                model, found = open_score(self.models / name)
+                model, found = open_model(self.models / name)
                 self._check_model(name, checksum, found, "train score")
                 self.scores[feature] = model
             except (Damaged, OSError) as error:
@@ -239,25 +260,37 @@ class Evidence:
     def _refresh_orders(self) -> None:
         if self._orders_of != self._epoch:
             self._orders_of = self._epoch
-            self._popular.clear()
-            self._shares.clear()
-            self._postings.clear()
+            self._forget_orders()
+
+    def _forget_orders(self) -> None:
+        self._popular.clear()
+        self._shares.clear()
+        self._postings.clear()
+        self._derived_at.clear()
+
+    def _use(self, kind: OrderKind, key: int) -> None:
+        """Note which order a decision used. Whoever replays it derives the same one, at the same position."""
+        self.used_orders[kind, key] = self._derived_at.setdefault((kind, key), self.head.position)
 
     def popular(self, cell: Cell) -> npt.NDArray[np.uint32]:
         """Return the items most counted in a cell, best first, ties by number, at most `ORDER_MAX`."""
         self._refresh_orders()
-        order = self._popular.get(id(cell))
+        self._use(OrderKind.POPULAR, cell.key)
+        order = self._popular.get(cell.key)
         if order is None:
             items, counts = cell.table.entries()
-            if len(items) > ORDER_MAX:
-                best = np.argpartition(-counts, ORDER_MAX)[:ORDER_MAX]
+            if (
+                len(items) > ORDER_MAX
+            ):  # All that tie with the last one stay: which of them do must not hang on their places.
+                best = counts >= np.partition(counts, -ORDER_MAX)[-ORDER_MAX]
                 items, counts = items[best], counts[best]
-            order = self._popular[id(cell)] = np.ascontiguousarray(items[np.lexsort((items, -counts))])
+            order = self._popular[cell.key] = np.ascontiguousarray(items[np.lexsort((items, -counts))[:ORDER_MAX]])
         return order
 
     def attribute_shares(self, attribute: int) -> dict[int, float]:
         """Return, per symbol of an attribute, its share of all counts, smoothed by one event spread over all live items."""
         self._refresh_orders()
+        self._use(OrderKind.SHARES, attribute)
         shares = self._shares.get(attribute)
         if shares is None:
             items = self.catalogue.items
@@ -270,7 +303,14 @@ class Evidence:
 
     def posting(self, attribute: int, symbol: int) -> npt.NDArray[np.uint32]:
         """Return the live items with one attribute value, most counted first."""
+        postings = self.postings(attribute)
+        start, end = postings.spans.get(symbol, (0, 0))
+        return postings.order[start:end]
+
+    def postings(self, attribute: int) -> Postings:
+        """Return the live items by the values of one attribute."""
         self._refresh_orders()
+        self._use(OrderKind.POSTINGS, attribute)
         postings = self._postings.get(attribute)
         if postings is None:
             items = self.catalogue.items
@@ -281,8 +321,7 @@ class Evidence:
             ends = [*starts[1:].tolist(), len(order)]
             spans = dict(zip(values.tolist(), zip(starts.tolist(), ends, strict=True), strict=True))
             postings = self._postings[attribute] = Postings(order, spans)
-        start, end = postings.spans.get(symbol, (0, 0))
-        return postings.order[start:end]
+        return postings
 
     def newest(self, count: int) -> npt.NDArray[np.uint32]:
         """Return the items mentioned last, newest first."""

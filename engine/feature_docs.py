@@ -59,6 +59,9 @@ def _says(feature: Feature, declaration: FeatureDeclaration) -> str:
     """Return in words what the feature tells of a person."""
     if feature.formula is not None:
         return f"`{feature.formula.text}`"
+    if feature.learned_from:
+        what = f"which of {feature.clusters} kinds of people" if feature.clusters else "a learned probability"
+        return f"{what}, from {', '.join(feature.learned_from)}"
     if declaration.aggregate is None:
         return "the last value sent for it"
     kind = AGGREGATES[feature.aggregate.name]

@@ -14,7 +14,7 @@ from tailorbird.engine.consent import ALL_BITS, DataType, Jurisdiction
 from tailorbird.engine.errors import NotFound
 from tailorbird.engine.features import Feature, FeatureSet, Place
 from tailorbird.engine.profile import FeatureStatus
-from tailorbird.engine.score_model import ScoreModel
+from tailorbird.engine.score_model import Learned
 from tailorbird.engine.state import Layouts, damaged_record, packed_head, read_record, read_windows, seek_head
 from tailorbird.engine.store import HEAD_ROW, Head, Store, u64
 from tailorbird.native import record
@@ -24,6 +24,7 @@ from tailorbird.native.record import Record, RecordError, RecordLayout, RecordVi
 # What a formula says where one of its inputs does not speak: the first of these that any input has.
 _GRAVEST = (FeatureStatus.MASKED, FeatureStatus.WARMING, FeatureStatus.STALE, FeatureStatus.MISSING)
 NO_BITS = 2**64 - 1 & ~ALL_BITS
+_FLOAT64 = np.dtype(np.float64)
 _NOTHING: dict[str, Any] = {}
 SPEAKING = (FeatureStatus.FRESH, FeatureStatus.DEFAULTED)
 
@@ -70,7 +71,8 @@ class FeatureTable:
     @property
     def values(self) -> npt.NDArray[np.float64]:
         """The numbers: [person, feature]."""
-        return values_of(self._rows)[:, : len(self._plan.names)]
+        found = values_of(self._rows)
+        return found if self._plan.is_plain else found[:, : len(self._plan.names)]
 
     @property
     def statuses(self) -> npt.NDArray[np.uint8]:
@@ -101,7 +103,7 @@ class FeatureTable:
 
 def values_of(rows: FeatureRows) -> npt.NDArray[np.float64]:
     """Return the values of native rows, without a copy."""
-    return np.ndarray((rows.row_count, rows.column_count), np.float64, rows)  # type: ignore[arg-type]  # a buffer
+    return np.ndarray((rows.row_count, rows.column_count), _FLOAT64, rows)  # type: ignore[arg-type]  # a buffer
 
 
 def ages_of(rows: FeatureRows) -> npt.NDArray[np.int64]:
@@ -127,7 +129,7 @@ class Moment(Protocol):
     catalogue: Catalogue
 
     @property
-    def scores(self) -> Mapping[str, ScoreModel]:
+    def scores(self) -> Mapping[str, Learned]:
         """The learned scores, by feature."""
 
 
@@ -274,7 +276,7 @@ class TableRows:
         masked = (statuses == FeatureStatus.MASKED).any(axis=1)
         silent = np.where(masked, np.uint8(FeatureStatus.MASKED), np.uint8(FeatureStatus.MISSING))
         status = np.where(speaks, np.uint8(FeatureStatus.FRESH), silent)
-        return model.probabilities(numbers, self._texts), status
+        return model.values(numbers, self._texts), status
 
 
 class FeatureReader:
@@ -287,6 +289,10 @@ class FeatureReader:
         lists = {feature.name: feature.index for feature in features.kept(Place.LISTS)}
         self._lists = self.plan.source(features.lists_layout, lists)
         self._from_lists = len(self._lists.columns) > 0
+        self._width = len(self.plan.columns)
+        self._layouts: Layouts | None = None  # what the next two belong to
+        self._people: Any = None
+        self._always = 0
         self._view, self._lists_view = RecordView(), RecordView()
         self._empty = Record(features.layout).pack()
         self._empty_lists = Record(features.lists_layout).pack()
@@ -302,14 +308,16 @@ class FeatureReader:
         """Return the features of the people whom anchor keys belong to; an empty key is nobody's."""
         layouts = moment.layouts
         assert layouts is not None
+        if layouts is not self._layouts:
+            self._layouts, self._people = layouts, store.tables["people"]
+            self._always = ALL_BITS if layouts.current.configuration.jurisdiction is Jurisdiction.OPT_OUT else 0
         plan = self.plan
-        native = FeatureRows(len(keys), len(plan.columns))
+        native = FeatureRows(len(keys), self._width)
         rows = None
         if not plan.is_plain:
             rows = TableRows(plan, native, symbols_of(store, txn), moment)
-        people, get = store.tables["people"], txn.get
+        people, get, always = self._people, txn.get, self._always
         view, head, layout = self._view, self._head, self._set.layout
-        always = ALL_BITS if layouts.current.configuration.jurisdiction is Jurisdiction.OPT_OUT else 0
         read_person, columns, from_lists = native.read_person, head.columns, self._from_lists
         for row, key in enumerate(keys):
             stored = None

@@ -29,6 +29,7 @@ from tailorbird.engine.vocabulary import PRODUCT_FIELDS, Kind, SignalType, push_
 from tailorbird.native import record
 
 HEAD_BYTES_MAX = 1_900
+CLUSTERS_MAX = 100
 LISTS_BYTES_MAX = 16_384
 HEAD_FEATURE_BYTES = 256  # a window or sketch that may take more is kept with the lists
 CONTEXT_PREFIX = "context."
@@ -74,6 +75,7 @@ class Feature:
     formula: Formula | None = None
     learned_from: tuple[str, ...] = ()
     is_segment: bool = False
+    clusters: int = 0
     is_money: bool = False
     sources: tuple[str, ...] = ()  # the signals a batch computes it from
     bytes_max: int = 0
@@ -271,6 +273,11 @@ def _derived(index: int, declaration: FeatureDeclaration) -> Feature:
         raise ConfigurationError(
             "BAD_SEGMENT", f"expected a formula of a segment, and a default of 0 or 1, got something else, in {where}"
         )
+    if declaration.clusters and (not 2 <= declaration.clusters <= CLUSTERS_MAX or not declaration.learned_from):
+        raise ConfigurationError(
+            "BAD_CLUSTERS",
+            f"expected 2 to {CLUSTERS_MAX} clusters beside `learned_from`, got {declaration.clusters}, in {where}",
+        )
     given = {
         "aggregate": declaration.aggregate,
         "signal": declaration.signals(),
@@ -296,6 +303,7 @@ def _derived(index: int, declaration: FeatureDeclaration) -> Feature:
         version=_version(declaration, where),
         place=Place.DERIVED,
         is_segment=declaration.segment,
+        clusters=declaration.clusters,
         aggregate=Aggregate("formula" if formula is not None else "score"),
         op=DERIVED,
         value_kind=ValueKind.NUMBER,

@@ -14,6 +14,7 @@ from tailorbird.engine.facts import Anchor
 from tailorbird.native.anchors import PlainHasher
 
 HASH_BYTES = 16
+DECISION_SIGNATURE_BYTES = 10
 VALUE_BYTES_MAX = 512
 
 
@@ -120,7 +121,7 @@ class IdentifierHasher:
         self._cached_max = cached_max
         self._recent: dict[str, dict[str, Anchor]] = {name: {} for name in namespaces}
         self._older: dict[str, dict[str, Anchor]] = {name: {} for name in namespaces}
-        # The personalisation keeps the three uses of one key apart; copying a prepared state saves half the hashing.
+        # The personalisation keeps the uses of one key apart; copying a prepared state saves half the hashing.
         self._anchor_states = {name: blake2b(digest_size=HASH_BYTES, key=key, person=b"anchor") for name in namespaces}
         for name, state in self._anchor_states.items():
             state.update(name.encode() + b"\0")
@@ -134,6 +135,7 @@ class IdentifierHasher:
         self.plain_person = PlainHasher(key, b"person", b"")  # whose digests `person_id` gives
         self._message_state = blake2b(digest_size=HASH_BYTES, key=key, person=b"message")
         self._person_state = blake2b(digest_size=HASH_BYTES, key=key, person=b"person")
+        self._decision_state = blake2b(digest_size=DECISION_SIGNATURE_BYTES, key=key, person=b"decision")
 
     def anchor(self, namespace: str, raw: str) -> Anchor:
         """Return the anchor of one identifier: equal for every spelling with the same canonical form.
@@ -215,6 +217,12 @@ class IdentifierHasher:
         """Return the opaque 16-byte id of the person whose best identifier's anchor key is `best_key`."""
         state = self._person_state.copy()
         state.update(best_key)
+        return state.digest()
+
+    def decision_signature(self, body: bytes) -> bytes:
+        """Return what shows that a decision id is of this directory (decision_id.py)."""
+        state = self._decision_state.copy()
+        state.update(body)
         return state.digest()
 
     def forget(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tailorbird.engine.configuration import read_configuration
+from tailorbird.engine.context import Contexts
 from tailorbird.engine.directory import Directory
 from tailorbird.engine.errors import PreconditionFailed
 from tailorbird.engine.hashing import state_hash
@@ -33,7 +34,7 @@ def replayed_hash(
         with tempfile.TemporaryDirectory(prefix="tailorbird-replay-") as folder:
             store = Store(Path(folder), read_only=False, map_bytes=configuration.limits.map_bytes, synced=False)
             try:
-                writer = Writer(store, log, hasher, lambda: 0, configuration.limits.map_bytes)
+                writer = Writer(store, log, hasher, lambda: 0, configuration.limits.map_bytes, Contexts())
                 writer.catch_up(progress)
                 with store.reading() as txn:
                     return state_hash(store, txn), store.read_head(txn).position

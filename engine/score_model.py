@@ -1,4 +1,5 @@
-"""Learned scores: a probability from a person's features by trees and a calibration, as a file that deciders read."""
+"""What is learned from features: a probability by trees and a calibration, or the nearest of some centres, as a file that is read
+wherever features are."""
 
 from __future__ import annotations
 
@@ -45,8 +46,11 @@ class ScoreTrees(msgspec.Struct, frozen=True, array_like=True):
     leaves: bytes
 
 
-class Score(msgspec.Struct, frozen=True, array_like=True):
-    """What a model file holds. The probability is 1 / (1 + exp(-(slope * sum of trees + intercept)))."""
+class Score(msgspec.Struct, frozen=True, array_like=True, tag="score"):
+    """A probability: 1 / (1 + exp(-(slope * sum of trees + intercept))).
+
+    `precision` (2 x 2, row by row) is how sure slope and intercept are: what an update weighs new labels against.
+    """
 
     feature: str
     built_at: int
@@ -54,6 +58,19 @@ class Score(msgspec.Struct, frozen=True, array_like=True):
     trees: ScoreTrees
     slope: float
     intercept: float
+    precision: tuple[float, float, float, float]
+    report: dict[str, float]
+
+
+class Clusters(msgspec.Struct, frozen=True, array_like=True, tag="clusters"):
+    """Centres among people: [cluster, input], of inputs as log1p of their size with their sign, less `mean`, over `scale`."""
+
+    feature: str
+    built_at: int
+    inputs: tuple[Input, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    centres: tuple[tuple[float, ...], ...]
     report: dict[str, float]
 
 
@@ -75,13 +92,43 @@ class ScoreModel:
             np.frombuffer(trees.leaves, "<f8"),
         )
 
-    def probabilities(self, numbers: Mapping[str, Column], texts: Mapping[str, Sequence[str | None]]) -> Column:
-        """Return the score of each person from columns of equal length; NaN and None are what does not speak."""
+    def totals(self, numbers: Mapping[str, Column], texts: Mapping[str, Sequence[str | None]]) -> Column:
+        """Return the sum of trees of each person from columns of equal length; NaN and None are what does not speak."""
         rows = input_matrix(self.score.inputs, numbers, texts)
         total = np.empty(len(rows))
         self._trees.total(rows, total)
+        return total
+
+    def values(self, numbers: Mapping[str, Column], texts: Mapping[str, Sequence[str | None]]) -> Column:
+        """Return the probability of each person, as of `totals`."""
         with np.errstate(over="ignore"):
-            return np.asarray(1.0 / (1.0 + np.exp(-(self.score.slope * total + self.score.intercept))))
+            line = self.score.slope * self.totals(numbers, texts) + self.score.intercept
+            return np.asarray(1.0 / (1.0 + np.exp(-line)))
+
+
+class ClusterModel:
+    """Clusters ready to be found."""
+
+    def __init__(self, clusters: Clusters) -> None:
+        self.clusters = clusters
+        self.names = tuple(each.name for each in clusters.inputs)
+        self._mean, self._scale = np.array(clusters.mean), np.array(clusters.scale)
+        self._centres = np.array(clusters.centres)
+
+    def values(self, numbers: Mapping[str, Column], texts: Mapping[str, Sequence[str | None]]) -> Column:
+        """Return the number of the nearest centre of each person; what does not speak counts as the mean."""
+        points = (flattened(input_matrix(self.clusters.inputs, numbers, texts)) - self._mean) / self._scale
+        points = np.where(np.isnan(points), 0.0, points)
+        distances = ((points[:, None, :] - self._centres) ** 2).sum(axis=2)
+        return np.asarray(distances.argmin(axis=1), np.float64)
+
+
+Learned = ScoreModel | ClusterModel
+
+
+def flattened(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return log1p of the size of each value, with its sign: amounts and counts on one scale."""
+    return np.asarray(np.copysign(np.log1p(np.abs(rows)), rows))
 
 
 def input_matrix(
@@ -99,16 +146,19 @@ def input_matrix(
     return np.ascontiguousarray(np.column_stack(columns)) if columns else np.zeros((0, 0))
 
 
-def write_score(folder: Path, score: Score) -> tuple[Path, int]:
+_decode = msgspec.msgpack.Decoder(Score | Clusters).decode
+
+
+def write_model(folder: Path, model: Score | Clusters) -> tuple[Path, int]:
     """Publish a model in `folder`; return its path and its checksum (xxh3-64)."""
-    body = MAGIC + msgspec.msgpack.encode(score)
+    body = MAGIC + msgspec.msgpack.encode(model)
     checksum = xxhash.xxh3_64_intdigest(body)
-    path = folder / f"score-{score.feature}-{score.built_at}.tbm"
+    path = folder / f"score-{model.feature}-{model.built_at}.tbm"
     write_durably(path, checksum.to_bytes(8, "little") + body)
     return path, checksum
 
 
-def open_score(path: Path) -> tuple[ScoreModel, int]:
+def open_model(path: Path) -> tuple[Learned, int]:
     """Return a model and its checksum. Raises `Damaged` DAMAGED_MODEL, `OSError`."""
     raw = path.read_bytes()
     checksum = int.from_bytes(raw[:8], "little")
@@ -116,7 +166,8 @@ def open_score(path: Path) -> tuple[ScoreModel, int]:
     try:
         if body[:8] != MAGIC or xxhash.xxh3_64_intdigest(body) != checksum:
             raise ValueError("its magic or checksum does not fit")
-        return ScoreModel(msgspec.msgpack.decode(body[8:], type=Score)), checksum
+        found = _decode(body[8:])
+        return (ScoreModel(found) if isinstance(found, Score) else ClusterModel(found)), checksum
     except ValueError as error:  # msgspec's errors are of this kind too
         raise Damaged(
             "DAMAGED_MODEL", f"expected a score model, got {path}: {error}; delete it and train the score again"

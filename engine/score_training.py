@@ -16,12 +16,13 @@ import numpy.typing as npt
 from tailorbird.engine.errors import CallerError, PreconditionFailed
 from tailorbird.engine.feature_table import FeatureTable
 from tailorbird.engine.features import FeatureSet
-from tailorbird.engine.score_model import Column, Input, Score, ScoreTrees, input_matrix
+from tailorbird.engine.score_model import Clusters, Column, Input, Score, ScoreTrees, flattened, input_matrix
 
 FOLDS = 5
 ROUNDS_MAX = 600
 TEXTS_MAX = 64  # of a text feature, those met most
 LABELS_MIN = 20  # of each kind
+FORGETTING = 0.9  # how much of what was known of a curve is left after an update
 SEED = 20240611
 PARAMETERS = {
     "objective": "binary",
@@ -46,24 +47,14 @@ def train_score(feature: str, features: FeatureSet, table: FeatureTable, labels:
 
     Raises `CallerError` BAD_LABELS, `PreconditionFailed` MISSING_EXTRA.
     """
-    try:
-        lightgbm = importlib.import_module("lightgbm")
-    except ImportError:
-        raise PreconditionFailed(
-            "MISSING_EXTRA", "expected lightgbm, which is not installed; run: pip install 'tailorbird[training]'"
-        ) from None
-    truth = np.asarray(labels, np.float64)
-    ones = int(truth.sum())
-    if not set(truth.tolist()) <= {0.0, 1.0} or min(ones, len(truth) - ones) < LABELS_MIN:
-        raise CallerError(
-            "BAD_LABELS",
-            f"expected labels 0 and 1, at least {LABELS_MIN} of each, got {ones} ones of {len(truth)} labels",
-        )
+    lightgbm = _extra("lightgbm")
+    truth = _checked(labels, LABELS_MIN)
+    ones = truth.sum()
     inputs = _inputs(features, table)
     numbers = {each.name: table.column(each.name) for each in inputs if each.texts is None}
     rows = input_matrix(inputs, numbers, table.texts)
     rounds, held_out = _cross_validated(lightgbm, rows, truth)
-    slope, intercept = platt(held_out, truth)
+    slope, intercept, precision = platt(held_out, truth)
     booster = lightgbm.train(PARAMETERS, lightgbm.Dataset(rows, truth), num_boost_round=rounds)
     calibrated = 1.0 / (1.0 + np.exp(-(slope * held_out + intercept)))
     report = {
@@ -73,7 +64,7 @@ def train_score(feature: str, features: FeatureSet, table: FeatureTable, labels:
         "auc": auc(calibrated, truth),
         "calibration_error": calibration_error(calibrated, truth),
     }
-    return Score(feature, built_at, inputs, _trees(booster.dump_model()), slope, intercept, report)
+    return Score(feature, built_at, inputs, _trees(booster.dump_model()), slope, intercept, precision, report)
 
 
 def _inputs(features: FeatureSet, table: FeatureTable) -> tuple[Input, ...]:
@@ -117,21 +108,103 @@ def _cross_validated(lightgbm: Any, rows: npt.NDArray[np.float64], truth: Column
     return rounds, held_out
 
 
-def platt(scores: Column, truth: Column) -> tuple[float, float]:
-    """Return (slope, intercept) of the logistic curve through scores, by Newton's method on Platt's smoothed labels."""
+Precision = tuple[float, float, float, float]
+
+
+def platt(scores: Column, truth: Column) -> tuple[float, float, Precision]:
+    """Return slope, intercept and their precision of the logistic curve through scores, on Platt's smoothed labels."""
     ones = truth.sum()
     target = np.where(truth == 1.0, (ones + 1) / (ones + 2), 1 / (len(truth) - ones + 2))
+    return _logistic(scores, target, np.array([1.0, 0.0]), 1e-9 * np.eye(2))
+
+
+def updated_score(score: Score, totals: Column, labels: Sequence[int], built_at: int) -> Score:
+    """Return a score whose curve has taken in newly labelled moments: what was known of it is the prior, a little forgotten.
+
+    The trees stay as they are. Raises `CallerError` BAD_LABELS.
+    """
+    truth = _checked(labels, 1)
+    prior = FORGETTING * np.array(score.precision).reshape(2, 2)
+    slope, intercept, precision = _logistic(totals, truth, np.array([score.slope, score.intercept]), prior)
+    before = 1.0 / (1.0 + np.exp(-(score.slope * totals + score.intercept)))
+    after = 1.0 / (1.0 + np.exp(-(slope * totals + intercept)))
+    report = {
+        **score.report,
+        "updates": score.report.get("updates", 0.0) + 1.0,
+        "update_rows": float(len(truth)),
+        "update_calibration_error_before": calibration_error(before, truth),
+        "update_calibration_error_after": calibration_error(after, truth),
+    }
+    return Score(score.feature, built_at, score.inputs, score.trees, slope, intercept, precision, report)
+
+
+def _logistic(
+    scores: Column, target: Column, prior: Column, prior_precision: npt.NDArray[np.float64]
+) -> tuple[float, float, Precision]:
+    """Return the most likely (slope, intercept) under a normal prior, by Newton's method, and the precision there."""
     design = np.column_stack([scores, np.ones(len(scores))])
-    weights = np.array([1.0, 0.0])
+    weights = prior.copy()
+    hessian = prior_precision
     for _ in range(50):
-        fitted = 1.0 / (1.0 + np.exp(-design @ weights))
-        gradient = design.T @ (fitted - target)
-        hessian = (design * (fitted * (1.0 - fitted))[:, None]).T @ design + 1e-9 * np.eye(2)
-        step = np.linalg.solve(hessian, gradient)
-        weights -= step
+        fitted = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -500.0, 500.0)))
+        gradient = design.T @ (fitted - target) + prior_precision @ (weights - prior)
+        hessian = (design * (fitted * (1.0 - fitted))[:, None]).T @ design + prior_precision
+        step = np.linalg.solve(hessian + 1e-9 * np.eye(2), gradient)
+        weights = weights - step
         if np.abs(step).max() < 1e-10:
             break
-    return float(weights[0]), float(weights[1])
+    found: list[float] = hessian.ravel().tolist()
+    return float(weights[0]), float(weights[1]), (found[0], found[1], found[2], found[3])
+
+
+def train_clusters(feature: str, features: FeatureSet, table: FeatureTable, count: int, built_at: int) -> Clusters:
+    """Return `count` centres among people: k-means (scikit-learn) over their features, numbered by size, the largest 0.
+
+    Raises `CallerError` TOO_FEW_PEOPLE, `PreconditionFailed` MISSING_EXTRA.
+    """
+    cluster = _extra("sklearn.cluster")
+    inputs = _inputs(features, table)
+    numbers = {each.name: table.column(each.name) for each in inputs if each.texts is None}
+    rows = flattened(input_matrix(inputs, numbers, table.texts))
+    rows = rows[~np.isnan(rows).all(axis=1)]
+    if len(rows) < count:
+        raise CallerError(
+            "TOO_FEW_PEOPLE", f"expected at least {count} people of whom something is known, got {len(rows)}"
+        )
+    seen = ~np.isnan(rows).all(axis=0)
+    mean, spread = np.zeros(rows.shape[1]), np.ones(rows.shape[1])
+    mean[seen] = np.nanmean(rows[:, seen], axis=0)
+    spread[seen] = np.nanstd(rows[:, seen], axis=0)
+    scale = np.where(spread > 0.0, spread, 1.0)
+    points = (rows - mean) / scale
+    points = np.where(np.isnan(points), 0.0, points)
+    fitted = cluster.KMeans(n_clusters=count, n_init=10, random_state=SEED).fit(points)
+    sizes = np.bincount(fitted.labels_, minlength=count)
+    order = np.argsort(-sizes, kind="stable")
+    report = {"people": float(len(rows)), **{f"cluster_{place}": float(sizes[at]) for place, at in enumerate(order)}}
+    centres = tuple(tuple(row) for row in fitted.cluster_centers_[order].tolist())
+    return Clusters(feature, built_at, inputs, tuple(mean.tolist()), tuple(scale.tolist()), centres, report)
+
+
+def _extra(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        name = module.partition(".")[0]
+        raise PreconditionFailed(
+            "MISSING_EXTRA", f"expected {name}, which is not installed; run: pip install 'tailorbird[training]'"
+        ) from None
+
+
+def _checked(labels: Sequence[int], of_each_min: int) -> Column:
+    truth = np.asarray(labels, np.float64)
+    ones = int(truth.sum())
+    if not set(truth.tolist()) <= {0.0, 1.0} or min(ones, len(truth) - ones) < of_each_min:
+        raise CallerError(
+            "BAD_LABELS",
+            f"expected labels 0 and 1, at least {of_each_min} of each, got {ones} ones of {len(truth)} labels",
+        )
+    return truth
 
 
 def auc(scores: npt.NDArray[np.float64], truth: npt.NDArray[np.float64]) -> float:

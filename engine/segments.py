@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tailorbird.engine.catalogue import Catalogue
     from tailorbird.engine.feature_table import FeatureReader
     from tailorbird.engine.identifiers import IdentifierHasher
-    from tailorbird.engine.score_model import ScoreModel
+    from tailorbird.engine.score_model import Learned
     from tailorbird.engine.state import Layouts, State
 
 OUTBOX_KEPT = 1_000_000  # changes; the oldest are dropped
@@ -52,7 +52,7 @@ class _Moment:
     def __init__(self, layouts: Layouts, head: Head) -> None:
         self.layouts: Layouts | None = layouts
         self.head = head
-        self.scores: Mapping[str, ScoreModel] = {}
+        self.scores: Mapping[str, Learned] = {}
 
 
 class Segments:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tailorbird.engine.facts import ServedFact, ServingsFact
 from tailorbird.engine.state import SERVED_ROW_BYTES_MAX
+from tailorbird.native.scoring import ItemTable
 from tailorbird.native.servings import ServedLog
 
 # When, and which items.
@@ -46,6 +47,11 @@ class Servings:
             log.add(fragment, at, number, items)
         if is_first:
             self._firsts.setdefault(fragment, ServedFact(fragment, placement, at, ()))
+
+    def exclude(self, items: ItemTable, fragment: bytes, since_s: int) -> None:
+        """Keep out of a ranking what a fragment was served no longer ago than `since_s`, in seconds since 1970."""
+        for log in self.logs:
+            items.exclude_served(log, fragment, since_s)
 
     def of(self, fragment: bytes) -> list[Serving]:
         """Return what a fragment was served that a decision may not find in the state."""

@@ -59,6 +59,7 @@ class Cell:
     total: float = 0.0
     weight: float = 0.0
     evidence: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(STRENGTHS)))
+    key: int = EVERYTHING
 
     def row(self) -> CellRow:
         """Return what is stored of it."""
@@ -127,7 +128,7 @@ class Statistics:
         """Make a cell known, or take in what its row says now."""
         cell = self.cells.get(key)
         if cell is None:
-            cell = self.cells[key] = Cell(row.level, row.label, row.parent)
+            cell = self.cells[key] = Cell(row.level, row.label, row.parent, key=key)
         if row.evidence:
             cell.weight, cell.evidence = row.weight, np.array(row.evidence)
 

@@ -191,8 +191,12 @@ class Store:
 
     def warm(self) -> int:
         """Map the pages in use, as far as memory allows; return how many bytes of them are mapped now."""
-        used = (self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"]
-        return make_resident(self.path / "data.mdb", used)
+        return make_resident(self.path / "data.mdb", self.used_bytes)
+
+    @property
+    def used_bytes(self) -> int:
+        """How many bytes of the file hold pages."""
+        return int((self.environment.info()["last_pgno"] + 1) * self.environment.stat()["psize"])
 
     def sync(self) -> None:
         """Force everything committed to disk."""

@@ -14,7 +14,7 @@ from tailorbird.engine.feature_history import Change, FeatureHistory
 from tailorbird.engine.feature_table import FeatureTable, TablePlan, TableRows, known_of, load_view, symbols_of
 from tailorbird.engine.log_record import LogRecord
 from tailorbird.engine.state import masks_of, members_of_row, packed_head, read_record, seek_head
-from tailorbird.engine.store import Store
+from tailorbird.engine.store import HEAD_ROW, Store
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.native.feature_rows import FeatureRows
 from tailorbird.native.record import Record, RecordView
@@ -73,6 +73,14 @@ def training_set(
         load_view(view, history.layout, empty if person is None else _merged(history, records, person, empty))
         rows.fill(row, view, source, at, ALL_BITS if person is None else person.permitted)
     return rows.table(max(times, default=0), evidence.head.position)
+
+
+def sample_people(store: Store, txn: lmdb.Transaction[Any], limit: int) -> list[bytes]:
+    """Return the keys of all people, or of every n-th in the order of their keys, which are hashes, where there are more."""
+    found = [
+        bytes(key[:16]) for key in txn.cursor(db=store.tables["people"]).iternext(values=False) if key[16:] == HEAD_ROW
+    ]
+    return found[:: -(-len(found) // limit)] if found else []
 
 
 def _find(store: Store, txn: lmdb.Transaction[Any], evidence: Evidence, key: bytes) -> _Person | None:

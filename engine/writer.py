@@ -15,6 +15,7 @@ from tailorbird.engine.admission import Admission
 from tailorbird.engine.applier import Applier
 from tailorbird.engine.compiled import compile_configuration
 from tailorbird.engine.consent import ConsentChoice
+from tailorbird.engine.context import Contexts
 from tailorbird.engine.errors import InternalError, PreconditionFailed, TailorbirdError, Unavailable
 from tailorbird.engine.facts import (
     ConfigurationFact,
@@ -41,14 +42,20 @@ class Writer:
     """Owns the log and every write to the store."""
 
     def __init__(
-        self, store: Store, log: LocalLog, hasher: IdentifierHasher, clock: Callable[[], int], map_bytes: int
+        self,
+        store: Store,
+        log: LocalLog,
+        hasher: IdentifierHasher,
+        clock: Callable[[], int],
+        map_bytes: int,
+        contexts: Contexts,
     ) -> None:
         self.store = store
         self.log = log
         self.clock = clock
         self.map_bytes = map_bytes
         self.applier = Applier(store, hasher)
-        self.admission = Admission(self.applier, hasher)
+        self.admission = Admission(self.applier, hasher, contexts)
         self._last_append = 0
         self._failure = ""
 
@@ -64,8 +71,8 @@ class Writer:
 
     # ---- catching up ---------------------------------------------------------------------------------------------
 
-    def catch_up(self, progress: Callable[[int], None] | None = None) -> int:
-        """Apply what the log has beyond the state; return how many facts. Raises STATE_AHEAD_OF_LOG."""
+    def catch_up(self, progress: Callable[[int], None] | None = None, until: int | None = None) -> int:
+        """Apply what the log has beyond the state, up to `until`; return how many facts. Raises STATE_AHEAD_OF_LOG."""
         with self.store.reading() as txn:
             position = self.store.read_head(txn).position
         if position > self.log.end:
@@ -78,10 +85,11 @@ class Writer:
             # The clock may have been set back while nothing ran: append times never go back.
             self._last_append = max(record.append_time for record in self.log.read(self.log.end - 1, 1))
         applied = 0
-        while position < self.log.end:
+        end = self.log.end if until is None else until
+        while position < end:
             self.applier.begin()
             try:
-                for record in self.log.read(position, REPLAY_GROUP):
+                for record in self.log.read(position, min(REPLAY_GROUP, end - position)):
                     self.apply_record(record.offset, record.append_time, record.kind, record.payload)
                     position = record.offset + 1
                     applied += 1

@@ -12,6 +12,9 @@ from tailorbird.native.scoring import ItemTable, Prior
 from tailorbird.native.servings import ServedLog
 from tailorbird.native.wire import DecisionEncoder
 
+# Id, score, reason code.
+QuickItem = tuple[str, float, int]
+
 @final
 class QuickPlan:
     def __new__(
@@ -32,9 +35,13 @@ class QuickPlan:
 
 @final
 class QuickContext:
-    def __new__(cls, prior: Prior, tier: int, chain: object) -> QuickContext: ...
+    def __new__(
+        cls, prior: Prior, tier: int, chain: object, derived: Mapping[str, str], is_kept: bool
+    ) -> QuickContext: ...
     @property
     def chain(self) -> Any: ...
+    @property
+    def derived(self) -> Mapping[str, str]: ...
 
 @final
 class QuickDecider:
@@ -61,7 +68,7 @@ class QuickDecider:
         served_consent: int,
         served_code: int,
         notable: float,
-        has_daypart: bool,
+        depends_on_time: bool,
     ) -> None: ...
     def follow(
         self,
@@ -72,4 +79,10 @@ class QuickDecider:
         position: int,
         stale: Callable[[int], list[str]] | None,
     ) -> None: ...
-    def decide(self, request: bytes, cursor: lmdb.Cursor[bytes], now: int) -> bytes | None: ...
+    def decide(
+        self,
+        request: bytes,
+        cursor: lmdb.Cursor[bytes],
+        now: int,
+        log: Callable[[tuple[Any, ...], list[QuickItem], tuple[Any, ...]], None] | None,
+    ) -> bytes | None: ...

@@ -32,7 +32,6 @@ cdef enum:
     WINDOWS_MAX = 4
     RECENT_MAX = 128
     FRAGMENTS_MAX = 16
-    REASON_CODES = 1296  # four digits of base 6
     # Where the head of a stored person has its layout's version, how many fragments there are, and which one holds all.
     VERSION_AT = 4
     MEMBERS_AT = 6
@@ -83,11 +82,19 @@ cdef class QuickContext:
     cdef Prior prior
     cdef int64_t tier  # of an answer that nothing of a person carries
     cdef readonly object chain  # what the reasons are found by
-    cdef list reasons  # by reason code, None where not asked for yet
+    cdef readonly object derived  # the context as it may be told
+    cdef bint is_kept  # for other requests of the moment
+    cdef dict reasons  # by reason code
 
-    def __cinit__(self, Prior prior not None, int64_t tier, chain):
-        self.prior, self.tier, self.chain = prior, tier, chain
-        self.reasons = [None] * REASON_CODES
+    def __cinit__(self, Prior prior not None, int64_t tier, chain, derived, bint is_kept):
+        self.prior, self.tier, self.chain, self.derived, self.is_kept = prior, tier, chain, derived, is_kept
+        self.reasons = {}
+
+
+# Of an item of the answer.
+cdef struct Ranked:
+    float score
+    uint32_t code
 
 
 # Who is asked about.
@@ -128,7 +135,7 @@ cdef class QuickDecider:
     cdef uint64_t served_consent
     cdef uint8_t served_code
     cdef double notable
-    cdef bint has_daypart
+    cdef bint depends_on_time
     # Of the moment.
     cdef ItemTable items
     cdef ServedLog served
@@ -149,7 +156,7 @@ cdef class QuickDecider:
 
     def take_up(self, DecisionEncoder encoder not None, RecordLayout layout not None, plans not None, *, int64_t version,
                 Py_ssize_t candidates_max, int32_t k_max, uint64_t always, uint64_t all_bits, uint64_t served_consent,
-                uint8_t served_code, double notable, bint has_daypart):
+                uint8_t served_code, double notable, bint depends_on_time):
         """Decide by another configuration; `plans` are its placements that can be decided on here."""
         cdef QuickPlan plan
         self.encoder, self.layout, self.configuration_version = encoder, layout, version
@@ -158,7 +165,7 @@ cdef class QuickDecider:
             self.plans[plan.name] = plan
         self.candidates_max, self.k_max = candidates_max, k_max
         self.always, self.all_bits, self.served_consent = always, all_bits, served_consent
-        self.served_code, self.notable, self.has_daypart = served_code, notable, has_daypart
+        self.served_code, self.notable, self.depends_on_time = served_code, notable, depends_on_time
 
     def follow(self, ItemTable items not None, ServedLog served not None, dict allowed not None, tuple degraded not None,
                int64_t position, stale):
@@ -167,10 +174,11 @@ cdef class QuickDecider:
         self.position, self.stale = position, stale
         self.contexts.clear()
 
-    def decide(self, bytes request not None, cursor, int64_t now):
+    def decide(self, bytes request not None, cursor, int64_t now, log):
         """Return the encoded decision, with its serving added; None where the general decider must be asked.
 
-        `cursor` is one of the table of people; `now` in ms since 1970 counts where the request names no time.
+        `cursor` is one of the table of people; `now` in ms since 1970 counts where the request names no time. `log`, None for
+        nobody, is told of the decision: see `_tell`.
         """
         cdef Asked asked = self.asked
         cdef QuickPlan plan
@@ -179,6 +187,7 @@ cdef class QuickDecider:
         cdef tb_rules rules
         cdef tb_ranking ranking
         cdef tb_ranked[TB_BATCH] heap
+        cdef Ranked[TB_BATCH] ranked
         cdef Answered answered
         cdef Person person
         cdef const uint8_t[::1] allowed
@@ -187,6 +196,7 @@ cdef class QuickDecider:
         cdef int32_t k
         cdef int64_t at
         cdef tuple degraded
+        cdef str decision_id
         if (not asked.read(request, self.candidates_max) or asked.events is not None or asked.ids.count == 0
                 or asked.min_position > self.position):
             return None
@@ -227,8 +237,9 @@ cdef class QuickDecider:
         unknown = self.items._rank_ids(&evidence, &rules, asked.ids, k, heap, &ranking)
 
         self.encoder.used = 0
-        self.encoder._text(1, self.decision_id(str_of(&asked.request_id) if asked.request_id.length else "", at))
-        self._write_items(context, &evidence, heap, &ranking)
+        decision_id = self.decision_id(str_of(&asked.request_id) if asked.request_id.length else "", at)
+        self.encoder._text(1, decision_id)
+        self._write_items(context, &evidence, heap, &ranking, ranked)
         if ranking.kept == 0:
             answered.tier = 5
         else:
@@ -244,7 +255,10 @@ cdef class QuickDecider:
         if person.is_known:
             self._write_person_id(person.key, person_id)
             answered.person_id.length = 2 * KEY_BYTES
-        self.encoder._end_of_decision(&answered, self._degraded(&person, ranking.kept, unknown, at))
+        degraded = self._degraded(&person, ranking.kept, unknown, at)
+        self.encoder._end_of_decision(&answered, degraded)
+        if log is not None:
+            self._tell(log, plan, context, decision_id, heap, ranked, ranking.kept, &answered, degraded, &person, speaks)
         if person.is_known and plan.record_served and ranking.kept and person.permitted & self.served_consent:
             self._record(plan, &person, at, heap, ranking.kept)
         return self.encoder._encoded()
@@ -420,7 +434,7 @@ cdef class QuickDecider:
         cdef size_t used = 0
         cdef Py_ssize_t i
         cdef int64_t quarter = at // 900_000
-        if self.has_daypart:
+        if self.depends_on_time:
             memcpy(key, &quarter, 8)
             used = 8
         for i in range(given.count):
@@ -432,6 +446,8 @@ cdef class QuickDecider:
         context = self.contexts.get(name)
         if context is None:
             context = self.context_of(dict_of(given), at)
+            if context is None or not (<QuickContext>context).is_kept:
+                return context
             if len(self.contexts) >= CONTEXTS_KEPT:
                 self.contexts.clear()
             self.contexts[name] = context
@@ -440,7 +456,7 @@ cdef class QuickDecider:
     # ---- the answer --------------------------------------------------------------------------------------------------
 
     cdef int _write_items(self, QuickContext context, const tb_evidence* evidence, const tb_ranked* heap,
-                          const tb_ranking* ranking) except -1:
+                          const tb_ranking* ranking, Ranked* ranked) except -1:
         cdef double normaliser = tb_normaliser(ranking)
         cdef tb_scores scores
         cdef const tb_item* item
@@ -450,11 +466,11 @@ cdef class QuickDecider:
         for i in range(ranking.kept):
             item = tb_item_at(&self.items.items, heap[i].item)
             code = tb_reason_code(&scores, i, evidence.uniform, self.notable)
-            reasons = context.reasons[code]
+            reasons = context.reasons.get(code)
             if reasons is None:
                 reasons = context.reasons[code] = self._reasons(context, code)
-            start = self.encoder._begin_item(tb_item_id(&self.items.items, item), item.id_length,
-                                             <float>(scores.score[i] * normaliser), 1.0)
+            ranked[i].score, ranked[i].code = <float>(scores.score[i] * normaliser), code
+            start = self.encoder._begin_item(tb_item_id(&self.items.items, item), item.id_length, ranked[i].score, 1.0)
             self.encoder._append(<bytes>reasons)
             self.encoder._close(start)
         return 0
@@ -462,6 +478,22 @@ cdef class QuickDecider:
     cdef bytes _reasons(self, QuickContext context, uint32_t code):
         cdef DecisionEncoder encoder = DecisionEncoder(self.encoder.reasons, self.encoder.tiers)
         return encoder._reasons(self.reasons_of(context, code))
+
+    cdef int _tell(self, log, QuickPlan plan, QuickContext context, str decision_id, const tb_ranked* heap, const Ranked* ranked,
+                   size_t kept, const Answered* answered, tuple degraded, const Person* person, bint speaks) except -1:
+        """Call `log` with the request (placement, identifiers, context, candidates, item count, id), the items (id, score,
+        reason code), and what else there is: the answer from its id on, what is permitted, the fragments, the vector."""
+        cdef Asked asked = self.asked
+        cdef size_t i
+        items = [(self.items._id(heap[i].item), ranked[i].score, ranked[i].code) for i in range(kept)]
+        fragments = [PyBytes_FromStringAndSize(<const char*>person.fragments[i], KEY_BYTES)
+                     for i in range(person.fragment_count if person.is_known else 0)]
+        vector = PyBytes_FromStringAndSize(<const char*>self.vector, 4 * plan.vector__f.shape[0]) if speaks else b""
+        log((plan.placement, dict_of(&asked.identifiers), context, asked.ids, asked.item_count, str_of(&asked.request_id)), items,
+            (decision_id, answered.tier, answered.completeness, answered.profile_age_ms, answered.masked_count,
+             answered.excluded_count, answered.candidate_count, answered.unknown_candidate_count, answered.at,
+             str_of(&answered.person_id), degraded, person.permitted, fragments, vector))
+        return 0
 
     cdef tuple _degraded(self, const Person* person, size_t kept, Py_ssize_t unknown, int64_t at):
         if (kept and not unknown and self.stale is None and not self.degraded

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ingest": ("ingest", "read signals from files"),
     "items": ("items", "put items into the catalogue, or delete them"),
     "decide": ("decide", "what should this visitor see now?"),
+    "decisions": ("decisions", "what was decided, what came of it, and deciding it again"),
     "profile": ("profile", "what is known about a person"),
     "features": ("features", "what is declared, what people's features are, and filling late ones"),
     "consent": ("consent", "record a person's choice"),

@@ -90,6 +90,15 @@ class EngineCollector(Collector):
             "Servings forgotten because they could not be written.",
             engine.servings_dropped_count,
         )
+        log = engine.decision_log
+        yield CounterMetricFamily(
+            "tailorbird_decisions_logged", "Decisions written to the decision log.", log.logged_count if log else 0
+        )
+        yield CounterMetricFamily(
+            "tailorbird_decisions_unlogged",
+            "Decisions that could not be written to the decision log.",
+            log.dropped_count if log else 0,
+        )
         ages = GaugeMetricFamily(
             "tailorbird_category_age_seconds", "Since the newest event of each category of data.", labels=["category"]
         )

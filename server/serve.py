@@ -71,6 +71,7 @@ class Service:
     async def start(self) -> str:
         """Warm up, listen, say SERVING; return the address with the port that was bound."""
         self._engine.warm()
+        self._engine.log_decisions()
         if self._metrics is not None:
             self.metrics_port = self._metrics.serve(self._metrics_address)
         port = await self._server.start(self._address)

@@ -78,9 +78,17 @@ CAPABILITIES = (
     "generated shop with known answers",
     "bench engine",
     "bench ingest",
+    "bench peers",
     "bench quality",
     "bench crash: kill -9 loses and doubles nothing",
     "bench powerfail: images lose and double nothing",
+    "decision log: asked, used and answered",
+    "signed decision ids that say where the decision stands",
+    "decision log: retention by bytes and age",
+    "outcomes attributed to decisions",
+    "a logged day replays to identical decisions",
+    "tailorbird decisions tail, show, replay, export, erase",
+    "an erased person's decisions are gone, a refusing one's never kept",
 )
 BAD_INPUTS = (
     "unknown signal type",
@@ -109,6 +117,9 @@ BAD_INPUTS = (
     "full disk",
     "full map",
     "state offset beyond the log's end",
+    "forged or damaged decision id",
+    "torn or damaged decision log",
+    "disk full while decisions are logged",
 )
 
 Rows = dict[str, list[str]]

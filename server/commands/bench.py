@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tailorbird.engine.errors import CallerError
+from tailorbird.engine.errors import CallerError, PreconditionFailed
 
 # Name and what it measures; `all` runs those that need no input of the user's.
 BENCHES: dict[str, str] = {
@@ -17,10 +17,12 @@ BENCHES: dict[str, str] = {
     "stages": "where the time of a decision goes",
     "ingest": "signals a second against bare LMDB writes",
     "quality": "how good the decisions are, on real orders",
+    "features": "reading features against Feast, updating them, what a profile takes (needs make bench-peers)",
     "propensity": "a learned score on real sessions, against logistic regression and LightGBM",
     "crash": "kill -9 at random moments of a mixed load",
     "powerfail": "the log after every order of lost writes",
     "rpc": "the transports against each other, Decide against an echo (needs h2load)",
+    "peers": "decisions against Feast and Vowpal Wabbit, the transport against C++ gRPC (needs `make bench-peers`)",
 }
 
 
@@ -49,8 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
             options = _without_input(name, quick=arguments.quick)
         if options is None:
             print(f"{name}: needs input of its own, see `tailorbird bench {name} --help`")
-        else:
+            continue
+        try:
             _measure(name, options, arguments.json / f"{name}.json" if arguments.json else None)
+        except PreconditionFailed as missing:
+            print(f"{name}: {missing}")
     return 0
 
 

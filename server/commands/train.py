@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"with a column of identifiers, of times, `at`, and `{LABEL}`, 0 or 1",
     )
-    for model in (together, score):
+    score.add_argument("--update", action="store_true", help="only let its calibration follow these labels")
+    clusters = models.add_parser("clusters", help="a feature with `clusters`, from everybody")
+    clusters.add_argument("feature", help="as the configuration names it")
+    for model in (together, score, clusters):
         add_data_argument(model)
 
 
@@ -33,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         summary: Mapping[str, object]
         if arguments.model == "cooccurrence":
             summary = engine.train_cooccurrence()
+        elif arguments.model == "clusters":
+            summary = engine.train_clusters(arguments.feature)
         else:
             labels = read_labels(Path(arguments.labels), engine.configuration)
             if LABEL not in labels.table.column_names:
@@ -41,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
                     f"expected a column `{LABEL}` of 0 and 1, got {', '.join(labels.table.column_names)}, in {arguments.labels}",
                 )
             truth = [int(value) if value in (0, 1) else -1 for value in labels.table.column(LABEL).to_pylist()]
-            summary = engine.train_score(arguments.feature, labels.namespace, labels.people, labels.times, truth)
+            learn = engine.update_score if arguments.update else engine.train_score
+            summary = learn(arguments.feature, labels.namespace, labels.people, labels.times, truth)
         for name, value in summary.items():
             print(f"{name}: {value}")
     return 0

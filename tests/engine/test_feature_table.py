@@ -424,3 +424,44 @@ def test_a_push_is_admitted_like_an_event(tmp_path: Path) -> None:
         assert [outcome.reason for outcome in report.outcomes] == [
             "NO_CONSENT", "WRONG_TYPE", "WRONG_TYPE", "REFUSED_VALUE"
         ]  # fmt: skip
+
+
+# ---- what goes wrong outside -----------------------------------------------------------------------------------------
+
+
+def test_texts_past_their_limit_are_counted_but_not_remembered(tmp_path: Path) -> None:
+    text = declared(
+        "name: latest, signal: page_viewed, aggregate: last(name)",
+        "name: names, signal: page_viewed, aggregate: distinct(name)",
+        "name: most, signal: page_viewed, aggregate: 'decayed_top_k(name, k=3, half_life=1d)'",
+    ).replace("map_bytes: 134217728", "map_bytes: 134217728, symbols_max: 2")
+    with open_shop(tmp_path, text) as engine:
+        apply(engine, *(signal(f"p{n}", "page_viewed", START + n, name=f"page {n}") for n in range(40)))
+        found = engine.get_features("anonymous_id", ["v1"], at=START + 50)
+        assert (found.texts["latest"][0] or "").startswith("#"), "the last came after the limit"
+        assert found.column("names")[0] == pytest.approx(40, rel=0.3)
+        assert len(found.weighted["most"][0] or ()) == 3
+        assert engine.writer.applier.state.head.symbols == 2
+    assert_replays_to_the_same(tmp_path)
+
+
+def test_a_clock_that_jumps_moves_no_event(tmp_path: Path) -> None:
+    text = declared(
+        "name: pages, signal: page_viewed, aggregate: count",
+        "name: hour, signal: page_viewed, aggregate: count, window: 1h",
+        "name: since, signal: page_viewed, aggregate: time_since",
+    )
+    clock = Clock(START)
+    with open_shop(tmp_path, text, clock=clock) as engine:
+        for number, jump in enumerate((0, -3 * DAY, 2 * DAY, -DAY, 400 * DAY, -400 * DAY)):
+            clock.now = START + jump
+            apply(engine, signal(f"p{number}", "page_viewed", START - number * 60_000))
+            assert engine.get_features("anonymous_id", ["v1"], ["pages"]).values[0, 0] == number + 1
+        clock.now = START
+        found = engine.get_features("anonymous_id", ["v1"])
+        assert found.values.tolist() == [[6.0, 6.0, 0.0]]
+        apply(
+            engine, signal("future", "page_viewed", START + 500 * DAY)
+        )  # clamped to the log's own time, which never goes back
+        assert engine.latest_event_time <= START + 400 * DAY + 5 * 60_000
+    assert_replays_to_the_same(tmp_path)

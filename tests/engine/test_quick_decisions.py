@@ -15,6 +15,8 @@ import pytest
 
 from tailorbird.engine import Engine, Item
 from tailorbird.engine.consent import parse_choice
+from tailorbird.engine.decision_log import read_all
+from tailorbird.engine.decision_replay import replay_decisions
 from tailorbird.engine.errors import TailorbirdError
 from tailorbird.engine.signals import Signal
 from tailorbird.server.messages.decisions import ENCODER, read_request, write_decision
@@ -30,6 +32,7 @@ jurisdiction: {jurisdiction}
 limits: {{map_bytes: 67108864, k_max: 70, field_bytes_max: 200}}
 identity: {{refused_values: [{refused}]}}
 embedding_dimension: 6
+decision_log: {{candidates_sampled: {sampled}}}
 {freshness}
 statistics: {{signals: {{product_viewed: 1.0}}, levels: [[country], [country, {level}]]}}
 features:
@@ -61,6 +64,7 @@ class Pair:
     quick: Engine
     general: Engine
     clock: Clock
+    is_logged: bool
     answered: int = 0
 
     def each(self, call: Any) -> None:
@@ -77,6 +81,13 @@ class Pair:
             assert isinstance(expected, bytes)
             assert api.DecideResponse.FromString(found) == api.DecideResponse.FromString(expected)
         assert found == expected
+
+    def start(self) -> None:
+        """Begin to log in both, where they log, and number the ids of decisions alike."""
+        for engine in (self.quick, self.general):
+            if self.is_logged:
+                engine.log_decisions()
+            engine._decider.ids._count = 0
 
     def close(self) -> None:
         self.quick.close()
@@ -178,6 +189,7 @@ def test_a_quick_decision_is_the_general_one(tmp_path: Path, seed: int) -> None:
         jurisdiction="opt_out" if seed % 3 == 0 else "opt_in",
         refused="u-103" if seed == 7 else "",
         freshness="freshness: {behavioural: 1h}" if seed % 5 == 1 else "",
+        sampled=1.0 if seed % 2 else 0.1,
         level="daypart" if seed % 2 else "device",
         log=VECTOR.format("log1p"),
         none=VECTOR.format("identity"),
@@ -186,7 +198,9 @@ def test_a_quick_decision_is_the_general_one(tmp_path: Path, seed: int) -> None:
     (tmp_path / "quick").mkdir()
     Engine.open(tmp_path / "quick", configuration, clock=clock).close()
     shutil.copytree(tmp_path / "quick", tmp_path / "general")
-    pair = Pair(Engine.open(tmp_path / "quick", clock=clock), Engine.open(tmp_path / "general", clock=clock), clock)
+    quick, general = (Engine.open(tmp_path / name, clock=clock) for name in ("quick", "general"))
+    pair = Pair(quick, general, clock, is_logged=seed % 4 > 1)
+    pair.start()
     asked = 0
     for step in range(120):
         what = rng.random()
@@ -211,12 +225,19 @@ def test_a_quick_decision_is_the_general_one(tmp_path: Path, seed: int) -> None:
             pair.close()
             pair.quick = Engine.open(tmp_path / "quick", clock=clock)
             pair.general = Engine.open(tmp_path / "general", clock=clock)
+            pair.start()
         clock.now += int(rng.integers(0, 20 * 60_000))
         for _ in range(8):
             pair.ask(random_request(rng, clock.now))
             asked += 1
     assert pair.quick.state_hash() == pair.general.state_hash()
     pair.close()
+    if pair.is_logged:
+        one, other = (list(read_all(tmp_path / name / "decisions")) for name in ("quick", "general"))
+        assert len(one) > asked // 2
+        assert one == other
+        found = [replayed.difference for replayed in replay_decisions(tmp_path / "quick", one)]
+        assert found == [""] * len(one)
     # Where values are refused by name, no identifier is plain.
     assert pair.answered > asked // (100 if seed == 7 else 4), (
         "the quick decider must have answered many of them, or nothing was compared"

@@ -11,7 +11,7 @@ import pytest
 from tailorbird.engine import Engine
 from tailorbird.engine.compiled import compile_configuration
 from tailorbird.engine.consent import parse_choice
-from tailorbird.engine.errors import CallerError, ConfigurationError, NotFound
+from tailorbird.engine.errors import CallerError, ConfigurationError, NotFound, PreconditionFailed
 from tailorbird.engine.profile import FeatureStatus
 from tailorbird.engine.pushes import PushedRow
 from tailorbird.engine.score_training import auc, calibration_error, platt
@@ -140,6 +140,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         ("{name: a, learned_from: [pages], signal: page_viewed}", "BAD_FORMULA"),
         ("{name: a, learned_from: [nothing]}", "UNKNOWN_FEATURE"),
         ("{name: a, learned_from: [a]}", "CYCLIC_FEATURES"),
+        ("{name: a, learned_from: [pages], clusters: 1}", "BAD_CLUSTERS"),
+        ("{name: a, formula: pages, clusters: 3}", "BAD_CLUSTERS"),
         ("{name: a, learned_from: [odds2]}\n  - {name: odds2, formula: a}", "CYCLIC_FEATURES"),
     ],
 )
@@ -157,4 +159,59 @@ def test_the_measures_themselves() -> None:
     rng = np.random.default_rng(3)
     raw = rng.normal(size=20_000)
     labels = (rng.random(20_000) < 1 / (1 + np.exp(-(2 * raw - 1)))).astype(np.float64)
-    assert platt(raw, labels) == pytest.approx((2.0, -1.0), abs=0.1)
+    assert platt(raw, labels)[:2] == pytest.approx((2.0, -1.0), abs=0.1)
+
+
+def test_an_update_follows_new_labels_and_keeps_the_order_of_people(tmp_path: Path) -> None:
+    rows, _, labels = people(3_000, seed=8)
+    who = [row.person for row in rows]
+    with open_shop(tmp_path, SHOP, clock=Clock(START + DAY)) as engine:
+        push(engine, rows)
+        with pytest.raises(PreconditionFailed, match="NOT_TRAINED"):
+            engine.update_score("propensity", "user_id", who[:2], [START + 1] * 2, [0, 1])
+        engine.train_score("propensity", "user_id", who[:1_000], [START + 1] * 1_000, labels[:1_000])
+        before = np.array(scores(engine, *who[2_000:])[0])
+        # From one day to the next half as many buy.
+        rng = random.Random(1)
+        fewer = [int(label and rng.random() < 0.5) for label in labels]
+        told = [
+            engine.update_score("propensity", "user_id", who[n : n + 250], [START + 1] * 250, fewer[n : n + 250])
+            for n in range(1_000, 2_000, 250)
+        ]
+        after = np.array(scores(engine, *who[2_000:])[0])
+        truth = np.array(fewer[2_000:], np.float64)
+        assert abs(after.mean() - truth.mean()) < abs(before.mean() - truth.mean()) / 2
+        assert calibration_error(after, truth) < calibration_error(before, truth)
+        assert (np.argsort(after, kind="stable") == np.argsort(before, kind="stable")).mean() > 0.99
+        assert [report["updates"] for report in told] == [1.0, 2.0, 3.0, 4.0]
+        assert told[0]["update_calibration_error_after"] < told[0]["update_calibration_error_before"]
+    assert_replays_to_the_same(tmp_path)
+
+
+def test_clusters_find_the_kinds_of_people_there_are(tmp_path: Path) -> None:
+    text = SHOP + "  - {name: kind, learned_from: [pages, spent], clusters: 3}\n"
+    kinds = {0: (2.0, 5.0), 1: (30.0, 10.0), 2: (30.0, 900.0)}
+    rng = random.Random(2)
+    rows, truth = [], []
+    for number in range(900):
+        kind = 0 if number % 10 < 5 else 1 if number % 10 < 8 else 2
+        pages, spent = (value * rng.uniform(0.8, 1.25) for value in kinds[kind])
+        rows.append(PushedRow(f"u{number}", {"pages": pages, "spent": spent}, START))
+        truth.append(float(kind))
+    with open_shop(tmp_path, text, clock=Clock(START + DAY)) as engine:
+        push(engine, rows)
+        before = engine.get_features("user_id", ["u1"], ["kind"])
+        assert before.statuses.tolist() == [[FeatureStatus.WARMING]]
+        report = engine.train_clusters("kind")
+        assert report == {"people": 900.0, "cluster_0": 450.0, "cluster_1": 270.0, "cluster_2": 180.0}
+        found = engine.get_features("user_id", [row.person for row in rows], ["kind"], at=START + 2)
+        assert found.values[:, 0].tolist() == truth
+        for feature, reason in (("pages", "NOT_LEARNED"), ("propensity", "NOT_LEARNED"), ("kidn", "UNKNOWN_FEATURE")):
+            with pytest.raises((CallerError, NotFound), match=reason):
+                engine.train_clusters(feature)
+        with pytest.raises(CallerError, match="NOT_LEARNED"):
+            engine.train_score("kind", "user_id", ["u1"], [START], [1])
+    with open_shop(tmp_path, text) as engine:
+        assert engine.get_features("user_id", ["u9"], ["kind"], at=START + 2).values.tolist() == [[2.0]]
+    with open_shop(tmp_path / "empty", text) as engine, pytest.raises(CallerError, match="TOO_FEW_PEOPLE"):
+        engine.train_clusters("kind")

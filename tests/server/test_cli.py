@@ -254,6 +254,34 @@ def test_models_are_trained_from_the_log(in_shop: Path, capsys: pytest.CaptureFi
     assert said(capsys, "train", "cooccurrence")
 
 
+def test_scores_and_clusters_are_trained_from_labels_and_people(
+    in_shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configuration = in_shop / "tailorbird.yaml"
+    learned = (
+        "  - {name: chance, learned_from: [orders]}\n  - {name: kind, learned_from: [orders], clusters: 2}\nplacements:"
+    )
+    configuration.write_text(configuration.read_text().replace("placements:", learned))
+    lines, labels = [], ["user_id,at,label"]
+    for person in range(120):
+        who, count = {"user_id": f"u{person}"}, 1 + 4 * (person % 2)
+        lines += [line(message_id=f"m{person}.{order}", identifiers=who) for order in range(count)]
+        labels.append(f"u{person},{TIME + 1},{person % 2 if person % 10 else 1 - person % 2}")
+    Path("signals.jsonl").write_text("\n".join(lines))
+    Path("labels.csv").write_text("\n".join(labels) + "\n")
+    said(capsys, "ingest", "signals.jsonl")
+    assert "a learned probability, from orders" in said(capsys, "features", "list")
+    assert "rows: 120.0" in said(capsys, "train", "score", "chance", "--labels", "labels.csv")
+    assert "updates: 1.0" in said(capsys, "train", "score", "chance", "--labels", "labels.csv", "--update")
+    assert "cluster_1: 60.0" in said(capsys, "train", "clusters", "kind")
+    shown = said(capsys, "features", "get", "user_id=u1", "user_id=u2", "--at", "latest", "--json").splitlines()
+    low, high = (json.loads(text)["features"] for text in reversed(shown))
+    assert low["chance"][1] < 0.5 < high["chance"][1]
+    assert low["kind"][1] != high["kind"][1]
+    Path("labels.csv").write_text("user_id,at\nu1,5\n")
+    assert "a column `label`" in said(capsys, "train", "score", "chance", "--labels", "labels.csv", code=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason", "hint"),
     [

@@ -129,6 +129,8 @@ def test_the_engines_figures_are_those_of_now(engine: Engine, metrics: Metrics) 
     assert found["tailorbird_log_position", "", ""] == engine.position > 0
     assert found["tailorbird_servings_waiting", "", ""] == 0.0
     assert found["tailorbird_servings_dropped_total", "", ""] == 0.0
+    assert found["tailorbird_decisions_unlogged_total", "", ""] == 0.0
+    assert "tailorbird_decisions_logged_total" in {name for name, *_ in found}
     assert ("tailorbird_newest_event_seconds", "", "") in found
 
 

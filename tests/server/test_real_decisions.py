@@ -138,7 +138,7 @@ def test_a_known_customer_gets_what_goes_with_their_orders_and_nothing_they_boug
 VISITS = """\
 version: 1
 attributes: [category]
-statistics: {signals: {order_completed: 1, product_added: 0.3, product_viewed: 0.1}, half_life: 14d}
+statistics: {signals: {order_completed: 1, product_added: 0.3, product_viewed: 0.1}, half_life: 14d, tick: 1d}
 features:
   - {name: seen, signal: [product_viewed, product_added], aggregate: "last_k(product_id, k=32)"}
   - name: liked
@@ -173,7 +173,7 @@ def test_a_visitors_next_decision_changes_after_each_event(data_dir: Path, tmp_p
     assert main(["train", "cooccurrence", "--data", str(shop)]) == 0
     batches = list(FORMATS["otto"](path, consent=parse_choice(CONSENT)))
     signals = [signal for batch in batches for signal in batch.signals]
-    # The clock stands still, so that no popularity is published: what changes is due to the visitor's event alone.
+    # Nothing is published for a day, however long it took to come here: what changes is due to the visitor's event alone.
     last = max(signal.event_time for signal in signals)
     asked = 0
     with Engine.open(shop, clock=lambda: last) as engine:

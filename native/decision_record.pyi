@@ -1,0 +1,6 @@
+from typing import final
+
+@final
+class RecordPacker:
+    def __init__(self, item_type: type, reason_type: type) -> None: ...
+    def pack(self, salt: int, at: int, position: int, fields: tuple[object, ...]) -> bytes: ...

@@ -1,0 +1,208 @@
+"""A logged day of the generated shop, decided again from the fact log alone: the same to the bit."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from pyarrow import parquet
+
+from tailorbird.bench.ingest import preset
+from tailorbird.bench.world import CONSENT, World, WorldSettings
+from tailorbird.engine import DecideRequest, Decision, Engine
+from tailorbird.engine.consent import parse_choice
+from tailorbird.engine.decision_id import DecisionIds
+from tailorbird.engine.decision_log import read_all
+from tailorbird.engine.decision_record import LoggedDecision, Stored
+from tailorbird.engine.decision_replay import Passed, Replayed, replay_decisions
+from tailorbird.engine.decision_table import export_parquet
+from tailorbird.engine.directory import Directory
+from tailorbird.engine.errors import PreconditionFailed
+from tailorbird.engine.identifiers import IdentifierHasher
+from tailorbird.engine.log import LocalLog
+from tailorbird.engine.requests import PagePart, PageRequest
+from tailorbird.engine.signals import Signal
+from tests.engine.worlds import Clock
+
+SIGNALS, GROUP = 6_000, 100
+SEED = 20_261_125
+SETTINGS = WorldSettings(seed=SEED, people=150, items=400, refusing_share=0.1)
+# Few candidates each, so that orders derived from the counts decide who is one; half of the given candidates are kept.
+SHOP = preset("shop").replace("version: 1\n", "version: 1\ndecision_log: {candidates_sampled: 0.5}\n", 1)
+RETRIEVED = """
+  - name: shelf
+    k: 5
+    retrieve: {cooccurrence: 20, popular: 30, affinity: 20, new: 5}
+    rank: {recent: [recently_viewed], affinity: {category: category_affinity}}
+    exclude: {bought: 365d, served: 30m}
+"""
+
+
+class Day:
+    """A shop's day: signals as they come, and decisions of every sort between them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.world = World(SETTINGS)
+        self.items = [item.id for item in self.world.items()]
+        self.clock = Clock(SETTINGS.start)
+        self.rng = random.Random(SEED)
+        self.answers: dict[str, bytes] = {}
+
+    def run(self, configuration: str) -> None:
+        """Ingest and decide, with a restart of the engine in the middle."""
+        signals = self.world.signals(SIGNALS)
+        with Engine.open(self.path, configuration, clock=self.clock) as engine:
+            engine.put_items(list(self.world.items()))
+            engine.log_decisions()
+            self._half(engine, islice(signals, SIGNALS // 2))
+            engine.train_cooccurrence()
+            engine.snapshot()
+        with Engine.open(self.path, clock=self.clock) as engine:
+            engine.log_decisions()
+            self._half(engine, signals)
+
+    def _half(self, engine: Engine, signals: Iterator[Signal]) -> None:
+        while group := list(islice(signals, GROUP)):
+            self.clock.now = max(self.clock.now, *(signal.event_time for signal in group))
+            engine.ingest(group)
+            if self.rng.random() < 0.4:
+                engine.tick()
+            for _ in range(12):
+                self._decide(engine)
+            if self.rng.random() < 0.3:
+                self._change(engine)
+
+    def _decide(self, engine: Engine) -> None:
+        rng = self.rng
+        person = rng.randrange(SETTINGS.people)
+        who = rng.choice([self.world.identifiers(person), {}, {"anonymous_id": "new-here"}, {"email": "no address"}])
+        context = {"country": self.world.country(person), "device": rng.choice(["mobile", "desktop"])}
+        request: dict[str, Any] = {"placement": rng.choice(["home", "shelf"]), "identifiers": who, "context": context}
+        if rng.random() < 0.3:
+            request["candidates"] = [*rng.sample(self.items, 40), "unknown-item"]
+        if rng.random() < 0.2:
+            viewed = {"product_id": rng.choice(self.items)}
+            request["events"] = (
+                Signal(
+                    type="product_viewed",
+                    event_time=self.clock.now,
+                    identifiers=who,
+                    properties=viewed,
+                    consent=CONSENT,
+                ),
+            )
+        if rng.random() < 0.2:
+            parts = (PagePart(placement="shelf", k=3), PagePart(placement="home"))
+            decisions = engine.decide_page(PageRequest(parts=parts, identifiers=who, context=context))
+        elif rng.random() < 0.2:
+            found = list(engine.decide_each([DecideRequest(**request), DecideRequest(placement="shelf")]))
+            decisions = [decision for decision in found if not isinstance(decision, Exception)]
+        else:
+            decisions = [engine.decide(**request, request_id=f"r{len(self.answers)}" if rng.random() < 0.2 else "")]
+        for decision in decisions:
+            self.answers[decision.decision_id] = msgspec.msgpack.encode(decision)
+
+    def _change(self, engine: Engine) -> None:
+        """Change what is for sale, or what somebody lets be done."""
+        item = self.rng.choice(list(self.world.items()))
+        engine.put_items([msgspec.structs.replace(item, stock=self.rng.choice([0, 5]))])
+        person = self.world.identifiers(self.rng.randrange(SETTINGS.people))
+        if person:
+            engine.set_consent(person, parse_choice(self.rng.choice(["denied:all", "granted:all"])))
+
+
+def with_shelf(text: str) -> str:
+    return text.replace("placements:\n", "placements:" + RETRIEVED, 1)
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory: pytest.TempPathFactory) -> Day:
+    day = Day(tmp_path_factory.mktemp("day") / "shop")
+    day.run(with_shelf(SHOP))
+    return day
+
+
+def outcomes(day: Day, wanted: list[Stored]) -> list[Replayed]:
+    return list(replay_decisions(day.path, wanted))
+
+
+def test_a_logged_day_replays_to_identical_decisions(day: Day) -> None:
+    stored = list(read_all(day.path / "decisions"))
+    assert len(stored) == len(day.answers) > 600
+    replayed = outcomes(day, stored)
+    assert len(replayed) == len(stored)
+    differing = [(each.stored.place, each.difference) for each in replayed if each.difference]
+    assert not differing, f"seed {SEED}: {len(differing)} of {len(stored)}, first {differing[:3]}"
+    passed = {each.passed for each in replayed if each.passed is not None}
+    assert passed == {Passed.WITHHELD}
+    assert sum(each.passed is None for each in replayed) > 500
+    assert 0 < sum(not each.whole for each in replayed) < 200
+
+
+def test_a_replay_goes_on_from_a_snapshot_where_the_log_has_lost_its_beginning(day: Day, tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    shutil.copytree(day.path, shop)
+    (position,) = [int(path.name) for path in (shop / "snapshots").iterdir()]
+    stored = list(read_all(shop / "decisions"))
+    later = [each for each in stored if each.position >= position]
+    assert 100 < len(later) < len(stored)
+    # The same from the snapshot as from the beginning, orders derived before it apart.
+    assert [each.difference for each in replay_decisions(shop, later[-50:])] == [""] * 50
+    shutil.rmtree(shop / "snapshots")
+    (shop / "snapshots").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalLog, "start", property(lambda log: 1))
+        assert {each.passed for each in replay_decisions(shop, later[-5:])} <= {Passed.NO_LOG, Passed.WITHHELD}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda logged: {"items": (msgspec.structs.replace(logged.items[0], score=0.5), *logged.items[1:])}, "items[0].score"),
+        (lambda logged: {"items": (logged.items[1], logged.items[0], *logged.items[2:])}, "items[0].id"),
+        (lambda logged: {"items": logged.items[:-1]}, "items: logged"),
+        (lambda logged: {"items": (msgspec.structs.replace(logged.items[0], reasons=()), *logged.items[1:])}, "items[0].reasons"),
+        (lambda logged: {"completeness": logged.completeness + 2**-50}, "completeness: logged"),
+        (lambda logged: {"excluded_count": logged.excluded_count + 1}, "excluded_count: logged"),
+        (lambda logged: {"recent": b"\0\0\0\0"}, "recent: logged"),
+        (lambda logged: {"placement": "nowhere"}, "expected an answer, got UNKNOWN_PLACEMENT"),
+    ],
+)  # fmt: skip
+def test_the_first_difference_is_told_to_the_bit(
+    day: Day, change: Callable[[LoggedDecision], dict[str, object]], expected: str
+) -> None:
+    for stored in read_all(day.path / "decisions"):
+        logged = stored.logged()
+        if logged is not None and not logged.withheld and logged.person_id and not logged.given_count and logged.items:
+            break
+    assert logged is not None
+    changed = msgspec.structs.replace(logged, **change(logged))
+    (replayed,) = replay_decisions(day.path, [stored._replace(payload=msgspec.msgpack.encode(changed))])
+    assert replayed.difference.startswith(expected)
+
+
+def test_a_log_that_ends_before_the_decision_is_told(day: Day) -> None:
+    stored = [each for each in read_all(day.path / "decisions") if (logged := each.logged()) and not logged.withheld]
+    with pytest.raises(
+        PreconditionFailed, match="STATE_AHEAD_OF_LOG: expected a log up to the decision's position 9999999"
+    ):
+        outcomes(day, [stored[-1]._replace(position=9_999_999)])
+
+
+def test_a_day_is_exported_as_columns(day: Day, tmp_path: Path) -> None:
+    directory = Directory(day.path)
+    ids = DecisionIds(IdentifierHasher(directory.read_identity_key()))
+    assert export_parquet(tmp_path / "day.parquet", read_all(directory.decisions), ids) == len(day.answers)
+    table = parquet.read_table(tmp_path / "day.parquet").to_pylist()
+    for row in table:
+        answer = msgspec.msgpack.decode(day.answers[row["decision_id"]], type=Decision)
+        assert row["items"] == [item.id for item in answer.items]
+        assert row["scores"] == [item.score for item in answer.items]
+        assert row["person_id"] == ("" if row["withheld"] else answer.person_id)
