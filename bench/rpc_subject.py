@@ -23,14 +23,14 @@ import numpy as np
 import uvloop
 
 from tailorbird.bench import workload
+from tailorbird.bench.stages import encoded_request
 from tailorbird.bench.workload import AT, CONTEXT, WorkloadR
-from tailorbird.engine import Engine
+from tailorbird.engine import DecideRequest, Engine
 from tailorbird.server.handlers import build_table
 from tailorbird.server.transport import CallContext, Handler, ServerLimits, Unary
 from tailorbird.server.transport.choice import NATIVE, make_server
 from tailorbird.server.upkeep import Upkeep
 from tailorbird.server.writer import GroupWriter
-from tailorbird.v1 import decision_service_pb2, identity_pb2
 
 # How many different requests there are, by their candidates.
 REQUESTS = {100: 10_000, 1_000: 2_000}
@@ -57,14 +57,14 @@ def requests(size: WorkloadR, candidate_count: int) -> list[bytes]:
     made = []
     for _ in range(REQUESTS[candidate_count]):
         person = workload.identifiers(int(rng.integers(0, size.people)))["user_id"]
-        message = decision_service_pb2.DecideRequest(
+        request = DecideRequest(
             placement="ranked",
-            identifiers=[identity_pb2.Identifier(namespace="user_id", value=person)],
-            context=[identity_pb2.ContextEntry(name=name, value=value) for name, value in CONTEXT.items()],
-            candidate_ids=[workload.item_id(item) for item in rng.integers(0, size.items, candidate_count).tolist()],
-            item_count=K,
+            identifiers={"user_id": person},
+            context=CONTEXT,
+            candidates=[workload.item_id(item) for item in rng.integers(0, size.items, candidate_count).tolist()],
+            k=K,
         )
-        made.append(message.SerializeToString())
+        made.append(encoded_request(request))
     return made
 
 
@@ -80,8 +80,8 @@ async def bench_table(decide: UnaryFunction, size: WorkloadR) -> dict[str, Handl
 
         for number, body in enumerate(bodies):
 
-            async def decide_it(request: bytes, context: CallContext, body: bytes = body) -> bytes:
-                return await decide(body, context)
+            def decide_it(request: bytes, context: CallContext, body: bytes = body) -> Coroutine[Any, Any, bytes]:
+                return decide(body, context)
 
             table[path_of("Echo", count, number)] = Unary(echo, prompt=True)
             table[path_of("EchoInTask", count, number)] = Unary(echo)

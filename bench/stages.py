@@ -2,9 +2,10 @@
 
 One stage is clocked at a time, in blocks that take turns, so that no clock stands in another's stage; the medians of the
 stages need not add up to the median of the whole, and `rest` is what is missing: checks, the answer, recording what was
-served. `estimate` is a lower bound from the machine itself: the cache lines a decision has to fetch for its candidates, at
-what a line costs where memory is read in a row (measured here, in an array as large as the catalogue), and the dependent
-steps down the tree of people, each at what a line from a random place costs alone.
+served. `encoded` is the whole again, natively from the bytes of a request to those of its answer. `estimate` is a lower
+bound from the machine itself: the cache lines a decision has to fetch for its candidates, at what a line costs where memory
+is read in a row (measured here, in an array as large as the catalogue), and the dependent steps down the tree of people, each
+at what a line from a random place costs alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 from tailorbird.bench.engine import BenchR, directory_of, filled
 from tailorbird.bench.measure import NS_PER_US, time_calls
 from tailorbird.bench.workload import DIMENSION, WorkloadR
-from tailorbird.engine import Engine
+from tailorbird.engine import DecideRequest, Engine
+from tailorbird.server.messages.decisions import ENCODER
+from tailorbird.v1 import decision_service_pb2, identity_pb2
 
 METHOD = (
     "p50 in microseconds of one stage at a time, clocked around its function, in blocks that take turns; another person and "
@@ -66,9 +69,37 @@ def run(args: argparse.Namespace) -> dict[str, object]:
             lines = count * (SLOT_LINES + ROW_LINES + EMBEDDING_LINES + CELL_LINES)
             estimate = (lines * in_a_row_ns + TREE_LEVELS * LINES_PER_LEVEL * alone_ns) / NS_PER_US
             results |= {f"{name}_{count}_us": value for name, value in spent.items()}
+            results[f"encoded_{count}_us"] = _encoded(bench, count, args.blocks)
             results[f"estimate_{count}_us"] = estimate
             results[f"decide_{count}_over_estimate"] = spent["whole"] / estimate
     return results
+
+
+def _encoded(bench: BenchR, count: int, block_count: int) -> float:
+    """Return the median microseconds from the bytes of a request to those of its answer, as the service decides."""
+    spent = []
+    for block in range(block_count + 1):
+        bodies = [encoded_request(request) for request in bench.requests(count)]
+        spent_ns = time_calls(lambda body: bench.engine.decide_encoded(body, ENCODER), bodies)
+        bench.engine.flush()
+        if block:
+            spent.append(float(np.median(spent_ns)) / NS_PER_US)
+    return float(np.median(spent))
+
+
+def encoded_request(request: DecideRequest) -> bytes:
+    """Return the DecideRequest of a request without events."""
+    message = decision_service_pb2.DecideRequest(
+        placement=request.placement,
+        identifiers=[
+            identity_pb2.Identifier(namespace=name, value=value) for name, value in request.identifiers.items()
+        ],
+        context=[identity_pb2.ContextEntry(name=name, value=value) for name, value in request.context.items()],
+        candidate_ids=request.candidates,
+        at_ms=request.at,
+        item_count=request.k,
+    )
+    return message.SerializeToString()
 
 
 class Clock:

@@ -102,7 +102,7 @@ class Engine:
             if lock is not None
             else None
         )
-        self._servings = Servings()
+        self._servings = Servings(is_recorded=lock is not None)
         self._evidence = Evidence(store, directory.models)
         self._decider = Decider(store, self._evidence, hasher, self._servings, self._contexts)
         self._idle_deciders: list[Decider] = []  # of batches
@@ -657,7 +657,7 @@ class Engine:
     def _record(self, answer: Answer) -> Decision:
         """Remember what was served, so that it is not served again, until it is written."""
         decision, fragment, items, is_first = answer
-        if fragment and items and self._writer is not None:
+        if fragment and items:
             self._servings.add(fragment, decision.at, decision.placement, items, is_first)
         return decision
 

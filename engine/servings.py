@@ -15,10 +15,12 @@ FACT_ROWS_MAX = 1_000  # so that no fact is near the largest record
 class Servings:
     """Servings that wait to be written, and what must not be served again meanwhile.
 
-    `logs` are those a decision passes over, beside what the state holds; `taking` those that what it serves is added to.
+    `logs` are those a decision passes over, beside what the state holds; `taking` those that what it serves is added to, none
+    where nothing `is_recorded`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_recorded: bool = True) -> None:
+        self._is_recorded = is_recorded
         self.waiting = ServedLog()
         self.placements: dict[str, int] = {}
         self.dropped_count = 0
@@ -34,7 +36,9 @@ class Servings:
     def _set_logs(self) -> None:
         found = [self._being_written, self.waiting, self._since_batches if self._batch_count else None]
         self.logs = tuple([log for log in found if log is not None])
-        self.taking = (self.waiting, self._since_batches) if self._batch_count else (self.waiting,)
+        self.taking = ()
+        if self._is_recorded:
+            self.taking = (self.waiting, self._since_batches) if self._batch_count else (self.waiting,)
 
     def placement(self, name: str) -> int:
         """Return the number by which servings of a placement are added."""
@@ -45,7 +49,7 @@ class Servings:
         number = self.placement(placement)
         for log in self.taking:
             log.add(fragment, at, number, items)
-        if is_first:
+        if is_first and self._is_recorded:
             self._firsts.setdefault(fragment, ServedFact(fragment, placement, at, ()))
 
     def exclude(self, items: ItemTable, fragment: bytes, since_s: int) -> None:

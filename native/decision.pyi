@@ -1,16 +1,31 @@
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, final
+from typing import Any, Protocol, final
 
-import lmdb
 import numpy as np
 import numpy.typing as npt
 
-from tailorbird.engine.servings import Servings
 from tailorbird.native.anchors import PlainHasher
 from tailorbird.native.record import RecordLayout
 from tailorbird.native.scoring import ItemTable, Prior
 from tailorbird.native.servings import ServedLog
 from tailorbird.native.wire import DecisionEncoder
+
+class _Servings(Protocol):
+    """Of the engine: the logs that are passed over, and those that are added to."""
+
+    @property
+    def logs(self) -> tuple[ServedLog, ...]: ...
+    @property
+    def taking(self) -> tuple[ServedLog, ...]: ...
+
+class _Cursor(Protocol):
+    """Of LMDB."""
+
+    def set_key(self, key: bytes, /) -> bool: ...
+    def set_range(self, key: bytes, /) -> bool: ...
+    def next(self) -> bool: ...
+    def item(self) -> tuple[bytes, bytes]: ...
+    def value(self) -> bytes: ...
 
 # Id, score, reason code.
 QuickItem = tuple[str, float, int]
@@ -49,7 +64,7 @@ class QuickDecider:
         cls,
         namespaces: dict[bytes, tuple[PlainHasher | None, int]],
         person_hasher: PlainHasher,
-        servings: Servings,
+        servings: _Servings,
         decision_id: Callable[[str, int], str],
         context: Callable[[dict[str, str], int], QuickContext | None],
         reasons: Callable[[QuickContext, int], tuple[Any, ...]],
@@ -82,7 +97,7 @@ class QuickDecider:
     def decide(
         self,
         request: bytes,
-        cursor: lmdb.Cursor[bytes],
+        cursor: _Cursor,
         now: int,
         log: Callable[[tuple[Any, ...], list[QuickItem], tuple[Any, ...]], None] | None,
     ) -> bytes | None: ...

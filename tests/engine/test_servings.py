@@ -11,6 +11,9 @@ from tailorbird.engine import Engine
 from tailorbird.engine.facts import FactKind
 from tailorbird.engine.replay import verify
 from tailorbird.engine.store import scan
+from tailorbird.server.messages.decisions import ENCODER
+from tailorbird.v1 import decision_service_pb2 as api
+from tailorbird.v1 import identity_pb2
 from tests.engine.shops import DAY, START, Clock, ids, items, open_shop, signal
 
 SERVED = """\
@@ -90,6 +93,22 @@ def test_a_group_of_servings_is_one_fact(tmp_path: Path) -> None:
         engine.flush()
         assert engine.position == before + 1
         assert [record.kind for record in engine._log.read(before)] == [FactKind.SERVINGS]
+
+
+def test_an_engine_that_only_reads_keeps_no_servings(tmp_path: Path) -> None:
+    with open_shop(tmp_path, SERVED) as engine:
+        engine.put_items(items(*NAMES))
+        engine.ingest([signal("s1", who={"anonymous_id": "v-77"})])
+    request = api.DecideRequest(
+        placement="home",
+        identifiers=[identity_pb2.Identifier(namespace="anonymous_id", value="v-77")],
+        candidate_ids=NAMES,
+    ).SerializeToString()
+    with open_shop(tmp_path, None, read_only=True) as engine:
+        for _ in range(3):
+            assert len(ids(engine.decide(placement="home", identifiers={"anonymous_id": "v-77"}))) == 2
+            assert engine.decide_encoded(request, ENCODER) is not None
+        assert engine.servings_waiting_count == 0
 
 
 def test_what_a_person_without_events_was_served_follows_them(tmp_path: Path) -> None:
