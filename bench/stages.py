@@ -23,7 +23,6 @@ from tailorbird.bench.engine import BenchR, directory_of, filled
 from tailorbird.bench.measure import NS_PER_US, time_calls
 from tailorbird.bench.workload import DIMENSION, WorkloadR
 from tailorbird.engine import DecideRequest, Engine
-from tailorbird.server.messages.decisions import ENCODER
 from tailorbird.v1 import decision_service_pb2, identity_pb2
 
 METHOD = (
@@ -80,7 +79,7 @@ def _encoded(bench: BenchR, count: int, block_count: int) -> float:
     spent = []
     for block in range(block_count + 1):
         bodies = [encoded_request(request) for request in bench.requests(count)]
-        spent_ns = time_calls(lambda body: bench.engine.decide_encoded(body, ENCODER), bodies)
+        spent_ns = time_calls(bench.engine.decide_encoded, bodies)
         bench.engine.flush()
         if block:
             spent.append(float(np.median(spent_ns)) / NS_PER_US)

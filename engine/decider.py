@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import lmdb
 import numpy as np
@@ -43,11 +43,11 @@ from tailorbird.native import neighbours as native_neighbours
 from tailorbird.native.decision import QuickContext, QuickDecider, QuickPlan
 from tailorbird.native.record import FRESH, MASKED, Record, RecordError, RecordView
 from tailorbird.native.scoring import UNKNOWN_ITEM
+from tailorbird.native.wire import DecisionEncoder
 
 if TYPE_CHECKING:
-    from tailorbird.native.decision import QuickItem
+    from tailorbird.native.decision import QuickAnswer, QuickEvidence, QuickItem
     from tailorbird.native.scoring import Together
-    from tailorbird.native.wire import DecisionEncoder
 
 WHOLE_CATALOGUE_MAX = 20_000
 RECENT_ITEMS_MAX = 256
@@ -390,23 +390,56 @@ class Decider:
 
     # ---- the common decision, without objects ---------------------------------------------------------------------
 
-    def decide_encoded(self, request: bytes, encoder: DecisionEncoder, now: int) -> bytes | None:
+    def decide_encoded(self, request: bytes, now: int) -> bytes | None:
         """Return the encoded decision on an encoded request, its serving remembered; None where `decide` must be asked."""
         txn = self._begin()
         try:
-            self.evidence.follow(txn)
-            if self._quick_moment != self.evidence.moment or self._quick is None:
-                self._quick = self._quick_follow(encoder)
-            log = self._quick_log if self.log is not None else None
-            return self._quick.decide(request, txn.cursor(db=self.store.tables["people"]), now, log)
+            quick = self._quick_at(txn)
+            return quick.decide(
+                request,
+                txn.cursor(db=self.store.tables["people"]),
+                now,
+                self._quick_log if self.log is not None else None,
+            )
         finally:
             txn.abort()
+
+    def decide_quickly(self, request: DecideRequest, now: int) -> Decision | None:
+        """Return the decision on a request, its serving remembered; None where `decide` must be asked."""
+        if request.events or not request.candidates:
+            return None
+        txn = self._begin()
+        try:
+            found = self._quick_at(txn).decide_request(
+                request.placement,
+                request.identifiers,
+                request.context,
+                request.candidates,
+                request.at,
+                request.k,
+                request.request_id,
+                request.min_position,
+                txn.cursor(db=self.store.tables["people"]),
+                now,
+                self._quick_log if self.log is not None else None,
+            )
+        except (TypeError, OverflowError):  # Of other types than declared; `decide` says which.
+            return None
+        finally:
+            txn.abort()
+        return None if found is None else self._quick_decision(request.placement, found[0], found[1], found[2][0].chain)
+
+    def _quick_at(self, txn: lmdb.Transaction[bytes]) -> QuickDecider:
+        self.evidence.follow(txn)
+        if self._quick_moment != self.evidence.moment or self._quick is None:
+            self._quick = self._quick_follow()
+        return self._quick
 
     def forget_moment(self) -> None:
         """Look at everything anew in the next decision: something changed beside the state."""
         self._quick_moment = -1
 
-    def _quick_follow(self, encoder: DecisionEncoder) -> QuickDecider:
+    def _quick_follow(self) -> QuickDecider:
         """Return the quick decider, which sees what `decide` would see now."""
         evidence, compiled, hasher = self.evidence, self._take_up_configuration(), self.hasher
         quick = self._quick
@@ -418,12 +451,12 @@ class Decider:
                 self._decision_id,
                 self._quick_context,
                 self._quick_reasons,
+                DecisionEncoder(tuple(Reason), TIERS),
             )
         quick_of = compiled, evidence.neighbours is None
         if self._quick_of != quick_of:
             limits = compiled.configuration.limits
             quick.take_up(
-                encoder,
                 compiled.features.layout,
                 [self._quick_plan(placed) for placed in self._placed.values() if self._is_quick(placed)],
                 version=compiled.version,
@@ -487,52 +520,55 @@ class Decider:
     def _quick_reasons(self, context: QuickContext, code: int) -> tuple[ReasonDetail, ...]:
         return self._common_reasons(context.chain, code)
 
-    def _quick_log(self, request_fields: tuple[Any, ...], items: list[QuickItem], fields: tuple[Any, ...]) -> None:
+    def _quick_decision(self, placement: str, items: list[QuickItem], answer: QuickAnswer, chain: Chain) -> Decision:
+        known, reasons_of = chain.reasons, self._common_reasons
+        assert self._compiled is not None
+        return Decision(
+            decision_id=answer[0],
+            placement=placement,
+            items=tuple(
+                [
+                    DecidedItem(name, score, 1.0, known.get(code) or reasons_of(chain, code))
+                    for name, score, code in items
+                ]
+            ),
+            tier=TIERS[answer[1] - 1],
+            completeness=answer[2],
+            profile_age_ms=answer[3],
+            masked_count=answer[4],
+            excluded_count=answer[5],
+            candidate_count=answer[6],
+            unknown_candidate_count=answer[7],
+            position=self.evidence.head.position,
+            configuration_version=self._compiled.version,
+            at=answer[8],
+            person_id=answer[9],
+            degraded=answer[10],
+        )
+
+    def _quick_log(
+        self,
+        asked: tuple[str, dict[str, str], QuickContext, Sequence[str], int, str],
+        items: list[QuickItem],
+        answer: QuickAnswer,
+        evidence: QuickEvidence,
+    ) -> None:
         """Log a quick decision, as `decide` would."""
         assert self.log is not None
-        placement, identifiers, context, candidates, k, request_id = request_fields
-        decision_id, tier, completeness, age, masked, excluded, count, unknown, at, person_id, degraded = fields[:11]
-        permitted, fragments, vector = fields[11:]
-        chain = context.chain
-        self.log.add(
-            DecideRequest(
-                placement=placement,
-                identifiers=identifiers,
-                context=context.derived,
-                candidates=candidates,
-                k=k,
-                request_id=request_id,
-            ),
-            Decision(
-                decision_id=decision_id,
-                placement=placement,
-                items=tuple(
-                    [DecidedItem(name, score, 1.0, self._common_reasons(chain, code)) for name, score, code in items]
-                ),
-                tier=TIERS[tier - 1],
-                completeness=completeness,
-                profile_age_ms=age,
-                masked_count=masked,
-                excluded_count=excluded,
-                candidate_count=count,
-                unknown_candidate_count=unknown,
-                position=self.evidence.head.position,
-                configuration_version=self._take_up_configuration().version,
-                at=at,
-                person_id=person_id,
-                degraded=degraded,
-            ),
-            Evidenced(
-                bool(person_id),
-                permitted,
-                (),
-                [entry for fragment in fragments for entry in self.servings.of(fragment)],
-                [],
-                self.evidence.model_name,
-                vector,
-                b"",
-            ),
+        placement, identifiers, context, candidates, k, request_id = asked
+        _, permitted, fragments, vector = evidence
+        request = DecideRequest(
+            placement=placement,
+            identifiers=identifiers,
+            context=dict(context.derived),
+            candidates=candidates,
+            k=k,
+            request_id=request_id,
         )
+        decision = self._quick_decision(placement, items, answer, context.chain)
+        served = [entry for fragment in fragments for entry in self.servings.of(fragment)]
+        model = self.evidence.model_name
+        self.log.add(request, decision, Evidenced(bool(answer[9]), permitted, (), served, [], model, vector, b""))
 
     # ---- who -----------------------------------------------------------------------------------------------------
 

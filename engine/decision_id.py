@@ -11,7 +11,7 @@ A signature is compared in constant time. Whoever changes a character gets BAD_D
 from __future__ import annotations
 
 import secrets
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from binascii import Error as Base64Error
 from enum import IntEnum
 from hmac import compare_digest
@@ -37,6 +37,9 @@ class IdKind(IntEnum):
     LOOSE = 3
 
 
+_PLACED_KIND, _LOOSE_KIND = int(IdKind.PLACED), int(IdKind.LOOSE)  # an enumeration's attributes are slow
+
+
 class Place(NamedTuple):
     """Where a decision stands: in a process's segment, at a byte."""
 
@@ -51,12 +54,13 @@ class DecisionIds:
 
     def __init__(self, hasher: IdentifierHasher) -> None:
         self._sign = hasher.decision_signature
+        self._signed = hasher.decision_signer.text
         self._message_key = hasher.message_key
         self._count = secrets.randbits(32)
 
     def placed(self, place: Place) -> str:
         """Return the id of the decision at a place."""
-        return self._signed(_PLACED.pack(IdKind.PLACED, *place))
+        return self._signed(_PLACED.pack(_PLACED_KIND, *place))
 
     def name(self, request_id: str) -> bytes:
         """Return what the caller's request id is called in the log. Raises `IdentifierError` INVALID_VALUE."""
@@ -69,7 +73,7 @@ class DecisionIds:
     def loose(self, at: int) -> str:
         """Return a new id of a decision that stands nowhere."""
         self._count = (self._count + 1) & 0xFFFFFFFF
-        return self._signed(_LOOSE.pack(IdKind.LOOSE, at & 0xFFFFFFFFFFFFFFFF, self._count))
+        return self._signed(_LOOSE.pack(_LOOSE_KIND, at & 0xFFFFFFFFFFFFFFFF, self._count))
 
     def read(self, text: str) -> Place | bytes | None:
         """Return the place, the name, or None for what is not logged. Raises `CallerError` BAD_DECISION_ID."""
@@ -86,9 +90,6 @@ class DecisionIds:
         if body[0] == IdKind.PLACED:
             return Place(*_PLACED.unpack(body)[1:])
         return body[1:] if body[0] == IdKind.NAMED else None
-
-    def _signed(self, body: bytes) -> str:
-        return urlsafe_b64encode(body + self._sign(body)).decode()
 
 
 def _bad(message: str) -> CallerError:

@@ -272,6 +272,7 @@ class _LoggedHasher(IdentifierHasher):
         self.person_id = hasher.person_id  # type: ignore[method-assign]
         self.message_key = hasher.message_key  # type: ignore[method-assign]
         self.decision_signature = hasher.decision_signature  # type: ignore[method-assign]
+        self.decision_signer = hasher.decision_signer
 
     def anchor(self, namespace: str, raw: str) -> Anchor:
         """Return the anchor that was logged. Raises `IdentifierError` with the logged reason."""

@@ -12,6 +12,7 @@ from typing import NoReturn, cast
 from tailorbird.engine.errors import CallerError, ConfigurationError
 from tailorbird.engine.facts import Anchor
 from tailorbird.native.anchors import PlainHasher
+from tailorbird.native.signed_ids import IdSigner
 
 HASH_BYTES = 16
 DECISION_SIGNATURE_BYTES = 10
@@ -136,6 +137,9 @@ class IdentifierHasher:
         self._message_state = blake2b(digest_size=HASH_BYTES, key=key, person=b"message")
         self._person_state = blake2b(digest_size=HASH_BYTES, key=key, person=b"person")
         self._decision_state = blake2b(digest_size=DECISION_SIGNATURE_BYTES, key=key, person=b"decision")
+        self.decision_signer = IdSigner(
+            key, b"decision", DECISION_SIGNATURE_BYTES
+        )  # signs as `decision_signature` does
 
     def anchor(self, namespace: str, raw: str) -> Anchor:
         """Return the anchor of one identifier: equal for every spelling with the same canonical form.

@@ -5,7 +5,9 @@ from libc.stdint cimport uint8_t, uint64_t
 cdef extern from "blake2b.h" nogil:
     ctypedef struct tb_blake2b:
         pass
-    void tb_blake2b_begin(tb_blake2b* state, const uint8_t* key, size_t key_bytes, const uint8_t* person) noexcept
+    enum: TB_BLAKE2B_DIGEST
+    void tb_blake2b_begin(tb_blake2b* state, size_t digest_bytes, const uint8_t* key, size_t key_bytes,
+                          const uint8_t* person) noexcept
     void tb_blake2b_digest(const tb_blake2b* begun, const uint8_t* message, size_t length, uint8_t* digest) noexcept
 
 cdef enum:

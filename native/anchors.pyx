@@ -41,7 +41,7 @@ cdef class PlainHasher:
         cdef bytes padded = person.ljust(16, b"\0")
         if not 1 <= len(key) <= 64 or len(person) > 16 or len(prefix) > PREFIX_BYTES_MAX:
             raise ValueError(f"expected a key of 1 to 64 bytes, a person of at most 16, a prefix of at most {PREFIX_BYTES_MAX}")
-        tb_blake2b_begin(&self.begun, <const uint8_t*>(<char*>key), len(key), <const uint8_t*>(<char*>padded))
+        tb_blake2b_begin(&self.begun, TB_BLAKE2B_DIGEST, <const uint8_t*>(<char*>key), len(key), <const uint8_t*>(<char*>padded))
         memcpy(self.message, <char*>prefix, len(prefix))
         self.prefix_bytes = len(prefix)
 

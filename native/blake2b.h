@@ -1,4 +1,4 @@
-/* Keyed BLAKE2b with a 16-byte digest (RFC 7693), as Python's hashlib.blake2b(digest_size=16, key=, person=) gives it. */
+/* Keyed BLAKE2b with a digest of at most 16 bytes (RFC 7693), as Python's hashlib.blake2b(digest_size=, key=, person=) gives it. */
 #ifndef TAILORBIRD_BLAKE2B_H
 #define TAILORBIRD_BLAKE2B_H
 
@@ -62,13 +62,14 @@ static inline void tb_blake2b_block(tb_blake2b *state, const uint8_t *block, uin
         state->h[i] ^= v[i] ^ v[i + 8];
 }
 
-/* The state behind the block of a key of 1 to 64 bytes; `person` is 16 bytes. */
-static inline void tb_blake2b_begin(tb_blake2b *state, const uint8_t *key, size_t key_bytes, const uint8_t *person) {
+/* The state behind the block of a key of 1 to 64 bytes; `person` is 16 bytes. The length of the digest is hashed too. */
+static inline void tb_blake2b_begin(tb_blake2b *state, size_t digest_bytes, const uint8_t *key, size_t key_bytes,
+                                    const uint8_t *person) {
     uint8_t block[TB_BLAKE2B_BLOCK] = {0};
     uint64_t half[2];
     memcpy(state->h, TB_BLAKE2B_IV, sizeof state->h);
     state->count = 0;
-    state->h[0] ^= 0x01010000u ^ (uint64_t)key_bytes << 8 ^ TB_BLAKE2B_DIGEST;
+    state->h[0] ^= 0x01010000u ^ (uint64_t)key_bytes << 8 ^ (uint64_t)digest_bytes;
     memcpy(half, person, sizeof half);
     state->h[6] ^= half[0];
     state->h[7] ^= half[1];
@@ -76,7 +77,7 @@ static inline void tb_blake2b_begin(tb_blake2b *state, const uint8_t *key, size_
     tb_blake2b_block(state, block, TB_BLAKE2B_BLOCK, 0);
 }
 
-/* The digest of a message of at least one byte behind the key. */
+/* The digest of a message of at least one byte behind the key; of a shorter digest than 16 bytes the rest is noise. */
 static inline void tb_blake2b_digest(const tb_blake2b *begun, const uint8_t *message, size_t length, uint8_t *digest) {
     tb_blake2b state = *begun;
     uint8_t block[TB_BLAKE2B_BLOCK];

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -29,6 +29,10 @@ class _Cursor(Protocol):
 
 # Id, score, reason code.
 QuickItem = tuple[str, float, int]
+# Decision id, tier, completeness, profile age, masked, excluded, candidates, unknown candidates, at, person id, degraded.
+QuickAnswer = tuple[str, int, float, int, int, int, int, int, int, str, tuple[str, ...]]
+# Context, permitted, fragments, vector.
+QuickEvidence = tuple[QuickContext, int, list[bytes], bytes]
 
 @final
 class QuickPlan:
@@ -68,10 +72,10 @@ class QuickDecider:
         decision_id: Callable[[str, int], str],
         context: Callable[[dict[str, str], int], QuickContext | None],
         reasons: Callable[[QuickContext, int], tuple[Any, ...]],
+        encoder: DecisionEncoder,
     ) -> QuickDecider: ...
     def take_up(
         self,
-        encoder: DecisionEncoder,
         layout: RecordLayout,
         plans: Iterable[QuickPlan],
         *,
@@ -94,10 +98,18 @@ class QuickDecider:
         position: int,
         stale: Callable[[int], list[str]] | None,
     ) -> None: ...
-    def decide(
+    def decide(self, request: bytes, cursor: _Cursor, now: int, log: Callable[..., None] | None) -> bytes | None: ...
+    def decide_request(
         self,
-        request: bytes,
+        placement: str,
+        identifiers: dict[str, str],
+        context: dict[str, str],
+        candidates: Sequence[str],
+        at: int,
+        k: int,
+        request_id: str,
+        min_position: int,
         cursor: _Cursor,
         now: int,
-        log: Callable[[tuple[Any, ...], list[QuickItem], tuple[Any, ...]], None] | None,
-    ) -> bytes | None: ...
+        log: Callable[..., None] | None,
+    ) -> tuple[list[QuickItem], QuickAnswer, QuickEvidence] | None: ...

@@ -1,4 +1,4 @@
-"""The common decision without an object per item: from the bytes of a DecideRequest to those of its answer.
+"""The common decision without an object per item, from the bytes of a DecideRequest to those of its answer, or in pieces.
 
 It covers a ranking of given candidates by popularity in context and the person's vector, for whoever is known by plain
 identifiers. Of anything else, errors too, it says nothing, and the general decider
@@ -8,10 +8,11 @@ identifiers. Of anything else, errors too, it says nothing, and the general deci
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from tailorbird.native.anchors cimport PLAIN_BYTES_MAX, PlainHasher, is_plain
+from tailorbird.native.anchors cimport PlainHasher, is_plain
 from tailorbird.native.record cimport (
     RecordLayout, RecordView, TB_FRESH, TB_LAST_K, TB_MASKED, tb_block_status, tb_feature, tb_last_k, tb_read_number,
     tb_read_recent,
@@ -21,7 +22,7 @@ from tailorbird.native.scoring cimport (
     tb_ranked, tb_ranking, tb_reason_code, tb_rules, tb_scores,
 )
 from tailorbird.native.servings cimport ServedLog, tb_served_newest, tb_served_prefetch, tb_served_prefetch_at
-from tailorbird.native.wire cimport Answered, Asked, DecisionEncoder, Pairs, Text, dict_of, same_text, str_of
+from tailorbird.native.wire cimport Answered, Asked, DecisionEncoder, PAIRS_MAX, Pairs, Text, dict_of, str_of
 
 from tailorbird.native.record import RecordError
 
@@ -115,7 +116,8 @@ cdef class QuickDecider:
 
     `namespaces` are {name: (PlainHasher or None, priority)}, `person_hasher` makes the ids of people of their keys,
     `decision_id(request_id, at)` those of decisions; `context(values, at)` gives the `QuickContext` of a context, None for one that
-    is refused, `reasons(context, code)` what a reason code stands for.
+    is refused, `reasons(context, code)` what a reason code stands for. `encoder` must be its own: whoever is called back may let
+    others encode meanwhile.
     """
 
     cdef dict namespaces
@@ -148,18 +150,19 @@ cdef class QuickDecider:
     cdef float[FEATURES_MAX] vector
 
     def __cinit__(self, dict namespaces not None, PlainHasher person_hasher not None, servings not None, decision_id not None,
-                  context not None, reasons not None):
+                  context not None, reasons not None, DecisionEncoder encoder not None):
         self.namespaces, self.person_hasher, self.servings = namespaces, person_hasher, servings
         self.decision_id, self.context_of, self.reasons_of = decision_id, context, reasons
         self.asked, self.view = Asked.__new__(Asked), RecordView()
+        self.encoder = encoder
         self.plans, self.contexts = {}, {}
 
-    def take_up(self, DecisionEncoder encoder not None, RecordLayout layout not None, plans not None, *, int64_t version,
+    def take_up(self, RecordLayout layout not None, plans not None, *, int64_t version,
                 Py_ssize_t candidates_max, int32_t k_max, uint64_t always, uint64_t all_bits, uint64_t served_consent,
                 uint8_t served_code, double notable, bint depends_on_time):
         """Decide by another configuration; `plans` are its placements that can be decided on here."""
         cdef QuickPlan plan
-        self.encoder, self.layout, self.configuration_version = encoder, layout, version
+        self.layout, self.configuration_version = layout, version
         self.plans = {}
         for plan in plans:
             self.plans[plan.name] = plan
@@ -175,11 +178,30 @@ cdef class QuickDecider:
         self.contexts.clear()
 
     def decide(self, bytes request not None, cursor, int64_t now, log):
-        """Return the encoded decision, with its serving added; None where the general decider must be asked.
+        """Return the encoded decision on an encoded request, with its serving added; None where the general decider must be asked.
 
         `cursor` is one of the table of people; `now` in ms since 1970 counts where the request names no time. `log`, None for
-        nobody, is told of the decision: see `_tell`.
+        nobody, is called with the request (placement, identifiers, context, candidates, item count, id) and what
+        `decide_request` returns.
         """
+        if not self.asked.read(request, self.candidates_max) or self.asked.events is not None:
+            return None
+        return self._decide(self.asked.ids, self.asked.ids.count, cursor, now, True, log)
+
+    def decide_request(self, str placement not None, dict identifiers not None, dict context not None, candidates not None,
+                       int64_t at, int32_t k, str request_id not None, int64_t min_position, cursor, int64_t now, log):
+        """Return the decision on a request in pieces, or None, as `decide`: its items (id, score, reason code), and what else there
+        is: the answer from its id on, the `QuickContext`, what consent permits, the fragments, the vector."""
+        cdef Asked asked = self.asked
+        if len(candidates) > self.candidates_max:
+            return None
+        asked.at_ms, asked.item_count, asked.min_position = at, k, min_position
+        if not (put_pairs(&asked.identifiers, identifiers) and put_pairs(&asked.context, context)
+                and put_str(&asked.placement, placement) and put_str(&asked.request_id, request_id)):
+            return None
+        return self._decide(candidates, len(candidates), cursor, now, False, log)
+
+    cdef object _decide(self, candidates, Py_ssize_t candidate_count, cursor, int64_t now, bint is_encoded, log):
         cdef Asked asked = self.asked
         cdef QuickPlan plan
         cdef QuickContext context
@@ -195,10 +217,9 @@ cdef class QuickDecider:
         cdef bint speaks = False
         cdef int32_t k
         cdef int64_t at
-        cdef tuple degraded
+        cdef tuple degraded, told = None
         cdef str decision_id
-        if (not asked.read(request, self.candidates_max) or asked.events is not None or asked.ids.count == 0
-                or asked.min_position > self.position):
+        if candidate_count == 0 or asked.min_position > self.position:
             return None
         plan = self.plans.get(PyBytes_FromStringAndSize(asked.placement.at, asked.placement.length))
         if plan is None:
@@ -234,12 +255,10 @@ cdef class QuickDecider:
                 rules.allowed = &allowed[0]
         ranking.kept = ranking.candidate_count = ranking.excluded_count = ranking.eligible_count = 0
         ranking.score_sum = ranking.estimate_sum = 0.0
-        unknown = self.items._rank_ids(&evidence, &rules, asked.ids, k, heap, &ranking)
+        unknown = self.items._rank_ids(&evidence, &rules, candidates, k, heap, &ranking)
 
-        self.encoder.used = 0
         decision_id = self.decision_id(str_of(&asked.request_id) if asked.request_id.length else "", at)
-        self.encoder._text(1, decision_id)
-        self._write_items(context, &evidence, heap, &ranking, ranked)
+        self._explain(context, &evidence, heap, &ranking, ranked)
         if ranking.kept == 0:
             answered.tier = 5
         else:
@@ -256,11 +275,19 @@ cdef class QuickDecider:
             self._write_person_id(person.key, person_id)
             answered.person_id.length = 2 * KEY_BYTES
         degraded = self._degraded(&person, ranking.kept, unknown, at)
-        self.encoder._end_of_decision(&answered, degraded)
+        if log is not None or not is_encoded:
+            told = self._pieces(plan, context, decision_id, heap, ranked, ranking.kept, &answered, degraded, &person, speaks)
         if log is not None:
-            self._tell(log, plan, context, decision_id, heap, ranked, ranking.kept, &answered, degraded, &person, speaks)
+            log((plan.placement, dict_of(&asked.identifiers), context, candidates, asked.item_count, str_of(&asked.request_id)),
+                *told)
         if person.is_known and plan.record_served and ranking.kept and person.permitted & self.served_consent:
             self._record(plan, &person, at, heap, ranking.kept)
+        if not is_encoded:
+            return told
+        self.encoder.used = 0
+        self.encoder._text(1, decision_id)
+        self._write_items(context, heap, ranked, ranking.kept)
+        self.encoder._end_of_decision(&answered, degraded)
         return self.encoder._encoded()
 
     # ---- who ---------------------------------------------------------------------------------------------------------
@@ -455,21 +482,25 @@ cdef class QuickDecider:
 
     # ---- the answer --------------------------------------------------------------------------------------------------
 
-    cdef int _write_items(self, QuickContext context, const tb_evidence* evidence, const tb_ranked* heap,
-                          const tb_ranking* ranking, Ranked* ranked) except -1:
+    cdef void _explain(self, QuickContext context, const tb_evidence* evidence, const tb_ranked* heap, const tb_ranking* ranking,
+                       Ranked* ranked) noexcept:
+        """Write the scores of the winners and the codes of their reasons."""
         cdef double normaliser = tb_normaliser(ranking)
         cdef tb_scores scores
-        cdef const tb_item* item
-        cdef uint32_t code
-        cdef size_t i, start
+        cdef size_t i
         self.items._score(evidence, heap, ranking.kept, &scores)
         for i in range(ranking.kept):
+            ranked[i].score = <float>(scores.score[i] * normaliser)
+            ranked[i].code = tb_reason_code(&scores, i, evidence.uniform, self.notable)
+
+    cdef int _write_items(self, QuickContext context, const tb_ranked* heap, const Ranked* ranked, size_t kept) except -1:
+        cdef const tb_item* item
+        cdef size_t i, start
+        for i in range(kept):
             item = tb_item_at(&self.items.items, heap[i].item)
-            code = tb_reason_code(&scores, i, evidence.uniform, self.notable)
-            reasons = context.reasons.get(code)
+            reasons = context.reasons.get(ranked[i].code)
             if reasons is None:
-                reasons = context.reasons[code] = self._reasons(context, code)
-            ranked[i].score, ranked[i].code = <float>(scores.score[i] * normaliser), code
+                reasons = context.reasons[ranked[i].code] = self._reasons(context, ranked[i].code)
             start = self.encoder._begin_item(tb_item_id(&self.items.items, item), item.id_length, ranked[i].score, 1.0)
             self.encoder._append(<bytes>reasons)
             self.encoder._close(start)
@@ -479,21 +510,16 @@ cdef class QuickDecider:
         cdef DecisionEncoder encoder = DecisionEncoder(self.encoder.reasons, self.encoder.tiers)
         return encoder._reasons(self.reasons_of(context, code))
 
-    cdef int _tell(self, log, QuickPlan plan, QuickContext context, str decision_id, const tb_ranked* heap, const Ranked* ranked,
-                   size_t kept, const Answered* answered, tuple degraded, const Person* person, bint speaks) except -1:
-        """Call `log` with the request (placement, identifiers, context, candidates, item count, id), the items (id, score,
-        reason code), and what else there is: the answer from its id on, what is permitted, the fragments, the vector."""
-        cdef Asked asked = self.asked
-        cdef size_t i
-        items = [(self.items._id(heap[i].item), ranked[i].score, ranked[i].code) for i in range(kept)]
+    cdef tuple _pieces(self, QuickPlan plan, QuickContext context, str decision_id, const tb_ranked* heap, const Ranked* ranked,
+                       size_t kept, const Answered* answered, tuple degraded, const Person* person, bint speaks):
+        cdef Py_ssize_t i
+        items = [(self.items._id(heap[i].item), ranked[i].score, ranked[i].code) for i in range(<Py_ssize_t>kept)]
         fragments = [PyBytes_FromStringAndSize(<const char*>person.fragments[i], KEY_BYTES)
                      for i in range(person.fragment_count if person.is_known else 0)]
         vector = PyBytes_FromStringAndSize(<const char*>self.vector, 4 * plan.vector__f.shape[0]) if speaks else b""
-        log((plan.placement, dict_of(&asked.identifiers), context, asked.ids, asked.item_count, str_of(&asked.request_id)), items,
-            (decision_id, answered.tier, answered.completeness, answered.profile_age_ms, answered.masked_count,
-             answered.excluded_count, answered.candidate_count, answered.unknown_candidate_count, answered.at,
-             str_of(&answered.person_id), degraded, person.permitted, fragments, vector))
-        return 0
+        return items, (decision_id, answered.tier, answered.completeness, answered.profile_age_ms, answered.masked_count,
+                       answered.excluded_count, answered.candidate_count, answered.unknown_candidate_count, answered.at,
+                       str_of(&answered.person_id), degraded), (context, person.permitted, fragments, vector)
 
     cdef tuple _degraded(self, const Person* person, size_t kept, Py_ssize_t unknown, int64_t at):
         if (kept and not unknown and self.stale is None and not self.degraded
@@ -548,6 +574,31 @@ cdef int check_features(RecordLayout layout, const int32_t[::1] indices) except 
 
 cdef inline const uint8_t* block_of(RecordView view, int32_t feature) noexcept:
     return view.data + view.offsets__f[feature] if view.offsets__f[feature] else NULL
+
+
+cdef bint put_str(Text* text, str value) except *:
+    """Let a text be that of a str, which must live as long; tell whether it is UTF-8."""
+    cdef Py_ssize_t length = 0
+    try:
+        text.at = PyUnicode_AsUTF8AndSize(value, &length)
+    except UnicodeEncodeError:
+        return False
+    text.length = length
+    return True
+
+
+cdef bint put_pairs(Pairs* pairs, dict values) except *:
+    """Let pairs be those of a dict, which must live as long; tell whether they are texts and there is room."""
+    pairs.count = 0
+    if len(values) > PAIRS_MAX:
+        return False
+    for name, value in values.items():
+        if type(name) is not str or type(value) is not str:
+            return False
+        if not put_str(&pairs.names[pairs.count], name) or not put_str(&pairs.values[pairs.count], value):
+            return False
+        pairs.count += 1
+    return True
 
 
 cdef inline bint is_zeros(const uint8_t* key) noexcept:

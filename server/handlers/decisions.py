@@ -11,7 +11,6 @@ from tailorbird.engine.errors import TailorbirdError, Unavailable
 from tailorbird.engine.requests import Decision
 from tailorbird.server.handlers.waiting import reach
 from tailorbird.server.messages.decisions import (
-    ENCODER,
     read_batch,
     read_page,
     read_request,
@@ -36,7 +35,7 @@ class DecisionHandlers:
 
     async def decide(self, request_bytes: bytes, context: CallContext) -> bytes:
         """Answer Decide."""
-        answer = self._engine.decide_encoded(request_bytes, ENCODER)
+        answer = self._engine.decide_encoded(request_bytes)
         if answer is not None:
             return answer
         request = read_request(request_bytes, self._candidates_max)

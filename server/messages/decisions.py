@@ -23,8 +23,8 @@ REASONS = (
     Reason.POPULAR,
     Reason.NEW,
 )
-ENCODER = DecisionEncoder(REASONS, TIERS)
-write_decision, write_page, write_batch = ENCODER.encode, ENCODER.encode_page, ENCODER.encode_batch
+_ENCODER = DecisionEncoder(REASONS, TIERS)
+write_decision, write_page, write_batch = _ENCODER.encode, _ENCODER.encode_page, _ENCODER.encode_batch
 REQUESTS_FIELD = api.DecideBatchRequest.REQUESTS_FIELD_NUMBER
 
 

@@ -11,7 +11,6 @@ from tailorbird.engine import Engine
 from tailorbird.engine.facts import FactKind
 from tailorbird.engine.replay import verify
 from tailorbird.engine.store import scan
-from tailorbird.server.messages.decisions import ENCODER
 from tailorbird.v1 import decision_service_pb2 as api
 from tailorbird.v1 import identity_pb2
 from tests.engine.shops import DAY, START, Clock, ids, items, open_shop, signal
@@ -107,7 +106,7 @@ def test_an_engine_that_only_reads_keeps_no_servings(tmp_path: Path) -> None:
     with open_shop(tmp_path, None, read_only=True) as engine:
         for _ in range(3):
             assert len(ids(engine.decide(placement="home", identifiers={"anonymous_id": "v-77"}))) == 2
-            assert engine.decide_encoded(request, ENCODER) is not None
+            assert engine.decide_encoded(request) is not None
         assert engine.servings_waiting_count == 0
 
 

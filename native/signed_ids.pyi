@@ -1,0 +1,6 @@
+from typing import final
+
+@final
+class IdSigner:
+    def __new__(cls, key: bytes, person: bytes, signature_bytes: int) -> IdSigner: ...
+    def text(self, body: bytes) -> str: ...
