@@ -63,7 +63,7 @@ test-debug: setup
 	TAILORBIRD_DEBUG_NATIVE=1 $(BIN)/python setup.py --quiet build --build-base build/debug --build-lib build/debug/lib
 	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so):$$($(CC) -print-file-name=libubsan.so) \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/debug/lib PYTHONMALLOC=malloc \
-	$(BIN)/python -m pytest tests/native
+	$(BIN)/python -m pytest tests/native tests/engine/test_quick_decisions.py tests/engine/test_servings.py
 
 # The programs are built once, at the versions tests/conformance/go.mod pins.
 CONFORMANCE := build/conformance

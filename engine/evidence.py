@@ -155,9 +155,7 @@ class Evidence:
             changes = np.concatenate(parts)
             self.statistics.apply(changes)
             over_all = changes[(changes["cell"] == 0) & (changes["item"] < head.items)]
-            self.catalogue.items.set_counts(
-                np.ascontiguousarray(over_all["item"]), np.ascontiguousarray(over_all["count"])
-            )
+            self.catalogue.items.set_counts(over_all["item"].copy(), over_all["count"].copy())
         self._counts_followed = head.count_changes_end
 
     def _follow_servings(self, txn: lmdb.Transaction[Any], head: Head) -> None:

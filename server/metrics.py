@@ -6,10 +6,12 @@ Nothing here names a person: labels are methods and statuses alone.
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import accumulate
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -67,6 +69,50 @@ class FeatureAges(Collector):
         yield family
 
 
+class MethodCalls:
+    """The calls of one method that have ended: how many by status, and how long they took."""
+
+    __slots__ = ("buckets", "by_code", "seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(BUCKETS) + 1)
+        self.by_code = {"OK": 0}
+        self.seconds = 0.0
+
+    def end(self, seconds: float, code: str) -> None:
+        """Count a call. On the event loop alone; whoever collects may be a call behind."""
+        self.buckets[bisect_left(BUCKETS, seconds)] += 1
+        self.seconds += seconds
+        self.by_code[code] = self.by_code.get(code, 0) + 1
+
+
+class Calls(Collector):
+    """All calls by method. The library's own counters lock, and try one bucket after the other: 1.6 instead of 0.5 µs a call."""
+
+    def __init__(self) -> None:
+        self._methods: dict[str, MethodCalls] = {}
+
+    def of(self, path: str) -> MethodCalls:
+        """Return what counts the calls of a method."""
+        return self._methods.setdefault(path, MethodCalls())
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the figures."""
+        calls = CounterMetricFamily("tailorbird_calls", "Calls that have ended, by status.", labels=["method", "code"])
+        seconds = HistogramMetricFamily(
+            "tailorbird_call_seconds",
+            "From a whole request to its answer; of streams, to their end.",
+            labels=["method"],
+        )
+        bounds = [*(str(limit) for limit in BUCKETS), "+Inf"]
+        for path, method in self._methods.items():
+            for code, count in list(method.by_code.items()):
+                calls.add_metric([path, code], count)
+            seconds.add_metric([path], list(zip(bounds, accumulate(method.buckets), strict=True)), method.seconds)
+        yield calls
+        yield seconds
+
+
 class EngineCollector(Collector):
     """The engine's own figures, read when they are asked for."""
 
@@ -120,19 +166,11 @@ class Metrics:
 
     def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
-        self._calls = Counter(
-            "tailorbird_calls", "Calls that have ended, by status.", ["method", "code"], registry=self.registry
-        )
-        self._seconds = Histogram(
-            "tailorbird_call_seconds",
-            "From a whole request to its answer; of streams, to their end.",
-            ["method"],
-            registry=self.registry,
-            buckets=BUCKETS,
-        )
+        self._calls = Calls()
         self.feature_ages = FeatureAges()
         self.registry.register(EngineCollector(engine))
         self.registry.register(self.feature_ages)
+        self.registry.register(self._calls)
         self._stop: Callable[[], None] | None = None
 
     def serve(self, address: str) -> int:
@@ -167,14 +205,10 @@ class Metrics:
         return {path: self._metered(path, handler) for path, handler in table.items()}
 
     def _metered(self, path: str, handler: Handler) -> Handler:
-        observe, succeeded = self._seconds.labels(path).observe, self._calls.labels(path, "OK").inc
+        calls = self._calls.of(path)
 
         def ended(began_s: float, error: BaseException | None) -> None:
-            observe(time.perf_counter() - began_s)
-            if error is None:
-                succeeded()
-            else:
-                self._calls.labels(path, code_of(error).name).inc()
+            calls.end(time.perf_counter() - began_s, "OK" if error is None else code_of(error).name)
 
         match handler:
             case Unary(unary, prompt):

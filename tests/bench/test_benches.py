@@ -65,6 +65,7 @@ def test_bench_stages_clocks_every_stage_and_leaves_the_engine_as_it_was(tmp_pat
     results = stages.run(options(stages, *small))
     for count in (100, 1_000):
         names = ("whole", "transaction", "follow", "identifier", "person", "lists", "known", "rank", "estimate")
+        names += ("quick", "encoded")
         assert_positive(results, *(f"{name}_{count}_us" for name in names), f"decide_{count}_over_estimate")
         assert f"rest_{count}_us" in results
 
