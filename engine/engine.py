@@ -21,7 +21,7 @@ from tailorbird.engine.backfill import Backfill, BackfillProgress
 from tailorbird.engine.compiled import compile_configuration, namespaces_of
 from tailorbird.engine.configuration import Configuration, Limits, parse_configuration, read_configuration
 from tailorbird.engine.consent import ConsentChoice, DataType
-from tailorbird.engine.context import Contexts, WeatherProvider
+from tailorbird.engine.context import USER_AGENT, Contexts, WeatherProvider
 from tailorbird.engine.decider import Answer, Decider, check_position
 from tailorbird.engine.decision_log import DecisionLog, erase
 from tailorbird.engine.directory import Directory, sync_folder, write_durably
@@ -671,6 +671,9 @@ class Engine:
             try:
                 for placement in self.configuration.placements:
                     self._decider.decide(DecideRequest(placement=placement.name), self._clock())
+                layouts = self._evidence.layouts
+                if layouts is not None and layouts.current.context_names & {"device", "os", "browser"}:
+                    self._contexts.of(layouts.current).derive({USER_AGENT: "Mozilla/5.0"}, self._clock())
             finally:
                 self._decider.log = self._decision_log
 

@@ -16,7 +16,7 @@ stored, logged or part of a context cell.
 What cannot be read is left out, as if it had not been sent: a visitor's browser may send anything.
 """
 
-from tailorbird.engine.context.deriver import RAW, ContextDeriver, Contexts
+from tailorbird.engine.context.deriver import RAW, USER_AGENT, ContextDeriver, Contexts
 from tailorbird.engine.context.weather import Weather, WeatherProvider
 
-__all__ = ["RAW", "ContextDeriver", "Contexts", "Weather", "WeatherProvider"]
+__all__ = ["RAW", "USER_AGENT", "ContextDeriver", "Contexts", "Weather", "WeatherProvider"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ class Location(NamedTuple):
 
 
 NOWHERE = Location()
+ADDRESSES_KEPT = 8_192  # addresses whose place is remembered
 
 
 class Locations:
@@ -28,20 +30,23 @@ class Locations:
         import maxminddb
 
         try:
-            self._reader = maxminddb.open_database(str(path))
-        except (OSError, maxminddb.InvalidDatabaseError, ValueError) as error:
+            # The reader in Python: the one in C follows what a damaged file says out of its memory.
+            self._reader = maxminddb.open_database(str(path), maxminddb.MODE_MMAP)
+        except Exception as error:  # what a broken file leads a reader to is not limited to its own errors
             raise ConfigurationError(
                 "BAD_LOCATION_DATABASE",
-                f"expected a MaxMind database in context.location_database, got {path}: {error}",
+                f"expected a MaxMind database in context.location_database, got {path}: {error}; name another, or leave it out",
             ) from None
+        self.location_of = lru_cache(maxsize=ADDRESSES_KEPT)(self._location_of)
 
-    def location_of(self, address: str) -> Location:
+    def _location_of(self, address: str) -> Location:
         """Return where an address is, as far as the database knows; of what is no public address nothing."""
         try:
-            if not ipaddress.ip_address(address.strip()).is_global:
-                return NOWHERE
-            found = self._reader.get(address.strip())
-        except (ValueError, OSError):  # no address, or a database that is damaged at that place
+            parsed = ipaddress.ip_address(address.strip())
+            mapped = getattr(parsed, "ipv4_mapped", None)  # how a socket for both kinds shows the older one
+            parsed = mapped if mapped is not None else parsed
+            found = self._reader.get(parsed) if parsed.is_global else None
+        except Exception:  # no address, or a database that is damaged at that place
             return NOWHERE
         if not isinstance(found, dict):
             return NOWHERE

@@ -13,6 +13,7 @@ _PARTS = ("night",) * 6 + ("morning",) * 6 + ("afternoon",) * 6 + ("evening",) *
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _SEASONS = ("winter", "winter", *("spring",) * 3, *("summer",) * 3, *("autumn",) * 3, "winter")
 _QUARTER_MS = 900_000
+_FIRST_MS, _LAST_MS = -62_000_000_000_000, 253_000_000_000_000  # years 5 and 9987, between which calendars are sure
 
 
 @lru_cache(maxsize=1)
@@ -48,7 +49,7 @@ def moment_value(name: str, at: int, zone: str) -> str:
 
     Parts of the day are night (from 0), morning (6), afternoon (12) and evening (18).
     """
-    return MOMENTS[name](_local(at // _QUARTER_MS, zone), zone)
+    return MOMENTS[name](_local(min(max(at, _FIRST_MS), _LAST_MS) // _QUARTER_MS, zone), zone)
 
 
 def daypart(at: int, zone: str) -> str:

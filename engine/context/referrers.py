@@ -37,7 +37,7 @@ def referrer_class(url: str, own_hosts: Collection[str]) -> str:
         return "other"
     if any(host == own or host.endswith("." + own) for own in own_hosts):
         return "internal"
-    if host.startswith(_MAIL_HOSTS):
+    if host.startswith(_MAIL_HOSTS) or host == "com.google.android.gm":  # an app's name stands where a host does
         return "email"
     site = _site(host)
     return "search" if site in _SEARCH else "social" if site in _SOCIAL else "other"

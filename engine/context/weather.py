@@ -25,7 +25,8 @@ class Weather:
     def __init__(self, provider: WeatherProvider, clock: Callable[[], float] = time.monotonic) -> None:
         self._provider = provider
         self._clock = clock
-        self._known: dict[Place, tuple[float, str | None]] = {}
+        self._known: dict[Place, tuple[float, str]] = {}  # since when
+        self._tried: dict[Place, float] = {}
         self._asked: dict[Place, None] = {}
         self._queue: queue.Queue[Place | None] = queue.Queue(WAITING_MAX)
         self._thread = threading.Thread(target=self._run, name="tailorbird-weather", daemon=True)
@@ -36,15 +37,15 @@ class Weather:
         if not country:
             return None
         place = (country, region, city)
-        asked_at, weather = self._known.get(place, (float("-inf"), None))
-        age = self._clock() - asked_at
-        if age > REFRESH_S and place not in self._asked:
+        now = self._clock()
+        if now - self._tried.get(place, float("-inf")) > REFRESH_S and place not in self._asked:
             try:
                 self._asked[place] = None
                 self._queue.put_nowait(place)
             except queue.Full:
                 self._asked.pop(place, None)
-        return weather if age <= MAX_AGE_S else None
+        known = self._known.get(place)
+        return known[1] if known is not None and now - known[0] <= MAX_AGE_S else None
 
     def close(self) -> None:
         """Ask no more; a call of the provider that is under way is left to end by itself."""
@@ -57,14 +58,19 @@ class Weather:
 
     def _run(self) -> None:
         while (place := self._queue.get()) is not None:
+            weather = None
             try:
                 weather = self._provider(*place)
                 if weather is not None and type(weather) is not str:
                     raise TypeError(f"expected a word, got {type(weather).__name__}")
             except Exception:  # the provider's own, which must not end the thread
                 LOG.exception("the weather provider failed")
-                weather = self._known.get(place, (0.0, None))[1]
-            if len(self._known) >= PLACES_KEPT:
-                self._known.pop(next(iter(self._known)), None)
-            self._known[place] = (self._clock(), weather)
+                weather = None
+            if len(self._tried) >= PLACES_KEPT:
+                oldest = next(iter(self._tried))
+                self._tried.pop(oldest)
+                self._known.pop(oldest, None)
+            if weather is not None:  # where it fails, what was known grows old
+                self._known[place] = self._clock(), weather
+            self._tried[place] = self._clock()
             self._asked.pop(place, None)

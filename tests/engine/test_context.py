@@ -98,8 +98,26 @@ def test_any_text_may_be_a_user_agent_a_referrer_or_a_page(text: str) -> None:
 def test_an_address_says_the_place_where_the_database_knows_it(database: Path) -> None:
     locations = Locations(database)
     assert locations.location_of(BERLIN) == Location("DE", "BE", "Berlin", "Europe/Berlin")
+    assert locations.location_of(f"::ffff:{BERLIN}") == locations.location_of(BERLIN)
     for address in ("8.8.8.8", "10.0.0.1", "127.0.0.1", "::1", "5.9.0", "", "5.9.0.1; drop", "2a01:4f8::1"):
         assert locations.location_of(address) == Location()
+
+
+def test_a_database_that_is_damaged_where_it_is_read_knows_nothing_there(tmp_path: Path, database: Path) -> None:
+    whole, refused, lost = database.read_bytes(), 0, 0
+    for place in range(0, len(whole), 3):
+        for value in (0x00, 0xFF):
+            path = tmp_path / f"{place}-{value}.mmdb"
+            path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            try:
+                found = [Locations(path).location_of(address) for address in (BERLIN, AUCKLAND)]
+            except ConfigurationError:
+                refused += 1
+            else:
+                lost += found.count(Location())
+            path.unlink()
+    assert refused > 0
+    assert lost > 0
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no database", b"\xab\xcd\xefMaxMind.com" + b"\x00" * 40])
@@ -122,7 +140,7 @@ def test_a_broken_database_is_told_when_the_engine_opens(tmp_path: Path, content
         ("https://mail.google.com/mail/u/0", "email"),
         ("https://www.shop.example/cart", "internal"),
         ("https://notshop.example/", "other"),
-        ("android-app://com.google.android.gm/", "other"),
+        ("android-app://com.google.android.gm/", "email"),
         ("", "direct"),
         ("http://[::1", "other"),
     ],
@@ -165,6 +183,8 @@ def test_the_local_time_is_the_visitor_s(database: Path) -> None:
         assert said(time_zone=nonsense) == ["evening", "19", "friday", "no", "winter"]
     assert said(weekday="payday")[2] == "payday"
     assert moment_value("season", ms(2025, 10, 1), "America/Sao_Paulo") == "spring"
+    for at in (-(2**63), 253_402_300_800_000, 2**63 - 1):
+        assert moment_value("daypart", at, "Pacific/Auckland") in ("night", "morning", "afternoon", "evening")
 
 
 def test_what_the_caller_says_stands_and_what_is_raw_goes(database: Path) -> None:
@@ -200,12 +220,12 @@ def until(what: object) -> None:
 
 def test_no_decision_waits_for_the_weather() -> None:
     may_answer, asked = threading.Event(), []
-    now = 0.0
+    now, failing = 0.0, False
 
     def provider(country: str, region: str, city: str) -> str | None:
         asked.append(country)
         may_answer.wait(30)
-        if country == "XX":
+        if country == "XX" or failing:
             raise RuntimeError("no such country")
         return "rain"
 
@@ -221,9 +241,13 @@ def test_no_decision_waits_for_the_weather() -> None:
         now = 1_000.0  # old enough to be asked for again, young enough to be used
         assert weather.of("DE") == "rain"
         until(lambda: asked.count("DE") == 2)
-        now = 10_000.0
-        may_answer.clear()
+        failing = True
+        now = 3_000.0  # a provider that fails makes nothing young again
+        assert weather.of("DE") == "rain"
+        until(lambda: asked.count("DE") == 3)
+        now = 4_700.0
         assert weather.of("DE") is None
+        may_answer.clear()
         assert weather.of("") is None
         may_answer.set()
     finally:
