@@ -371,15 +371,19 @@ class Decider:
         """Return the numeric values of features of the best known identifier's person, None for a stranger."""
         txn = self._begin()
         try:
-            self.evidence.follow(txn)
+            quick, cursor = self._quick_at(txn), txn.cursor(db=self.store.tables["people"])
+            out, is_known = np.empty(len(features), np.float32), None
+            if type(identifiers) is dict:
+                is_known = quick.read_features(identifiers, features, at, cursor, out)
+            if is_known is not None:
+                return out if is_known else None
             assert self.evidence.layouts is not None
-            cursor = txn.cursor(db=self.store.tables["people"])
             for anchor in self.hasher.anchors(identifiers):
                 found = seek_head(cursor, anchor.key)
                 if found is not None:
                     self._load(packed_head(found[1]))
                     view = self._view
-                    out, statuses = np.empty(len(features), np.float32), np.empty(len(features), np.uint8)
+                    statuses = np.empty(len(features), np.uint8)
                     jurisdiction = self.evidence.layouts.current.configuration.jurisdiction
                     allowed = permitted(view.granted, view.denied, view.restricted, jurisdiction)
                     view.read_vector(features, at, allowed, out, statuses)
