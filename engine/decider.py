@@ -21,7 +21,6 @@ from tailorbird.engine.decision_id import DecisionIds
 from tailorbird.engine.decision_log import DecisionSink, Evidenced
 from tailorbird.engine.errors import CallerError, NotFound, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Chain, Evidence
-from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, ReasonDetail, Tier
 from tailorbird.engine.signals import Signal
@@ -36,6 +35,7 @@ from tailorbird.engine.state import (
 )
 from tailorbird.engine.store import HEAD_ROW, LIST_ROWS, Store, stale_categories, u32
 from tailorbird.engine.symbols import symbol_of
+from tailorbird.engine.update_programs import slot_values
 from tailorbird.engine.vocabulary import ItemList
 from tailorbird.native import history as native_history
 from tailorbird.native import neighbours as native_neighbours
@@ -314,8 +314,8 @@ class Decider:
             degraded.append("NOTHING_ELIGIBLE")
         if unknown:
             degraded.append("UNKNOWN_CANDIDATES")
-        if evidence.model_damage is not None:
-            degraded.append(evidence.model_damage.reason)
+        if evidence.model_damages:
+            degraded.append("DAMAGED_MODEL")
         if compiled.freshness_ms:
             stale = stale_categories(evidence.head, compiled.freshness_ms, at)
             degraded += [f"STALE_{category.name}" for category in stale]
@@ -364,29 +364,6 @@ class Decider:
         elif context is request.context:
             return request
         return replace(request, context=dict(context), events=events)
-
-    def read_features(
-        self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], at: int
-    ) -> npt.NDArray[np.float32] | None:
-        """Return the numeric values of features of the best known identifier's person, None for a stranger."""
-        txn = self._begin()
-        try:
-            self.evidence.follow(txn)
-            assert self.evidence.layouts is not None
-            cursor = txn.cursor(db=self.store.tables["people"])
-            for anchor in self.hasher.anchors(identifiers):
-                found = seek_head(cursor, anchor.key)
-                if found is not None:
-                    self._load(packed_head(found[1]))
-                    view = self._view
-                    out, statuses = np.empty(len(features), np.float32), np.empty(len(features), np.uint8)
-                    jurisdiction = self.evidence.layouts.current.configuration.jurisdiction
-                    allowed = permitted(view.granted, view.denied, view.restricted, jurisdiction)
-                    view.read_vector(features, at, allowed, out, statuses)
-                    return out
-            return None
-        finally:
-            txn.abort()
 
     # ---- who -----------------------------------------------------------------------------------------------------
 
