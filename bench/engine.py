@@ -9,7 +9,7 @@ other candidates, drawn at random; ids are fresh strings, so that no hash is rem
 (measure.py), the first of each only warms up; the state is mapped before, as a service does (`Engine.warm`). What is
 served is written between blocks: no decision waits for a write.
 
-`profile_read_over_lmdb_get`: `Engine.read_features` of one identifier, 64 float32, over `get` of a value as large as
+`profile_read_over_lmdb_get`: `Engine.get_features` of one identifier, 64 float64, over `get` of a value as large as
 the person's record by a ready 16-byte key, in an open read transaction of an LMDB of as many records. `lookup_us`: the
 catalogue's id table, per candidate, at 1,000 random ids a call.
 """
@@ -34,7 +34,8 @@ from tailorbird.bench.workload import AT, CONTEXT, DIMENSION, WorkloadR
 from tailorbird.engine import DecideRequest, Engine
 from tailorbird.engine.configuration import parse_configuration
 from tailorbird.engine.errors import PreconditionFailed
-from tailorbird.engine.features import compile_features
+from tailorbird.engine.feature_compiler import compile_features
+from tailorbird.engine.features import Place
 from tailorbird.native.scoring import ItemTable
 
 METHOD = (
@@ -154,19 +155,21 @@ class BenchR:
 
     def read_profile(self, path: Path) -> Paired:
         """Time reading 64 features of one identifier against a bare get."""
-        record_bytes = compile_features(parse_configuration(workload.configuration_text()), 1).layout.packed_bytes_max
+        features = compile_features(parse_configuration(workload.configuration_text()), 1)
+        record_bytes = features.layout.packed_bytes_max
         with (
             tempfile.TemporaryDirectory(dir=path, prefix="bare-") as bare,
             _bare_store(Path(bare), self.size.people, record_bytes, self.size.seed) as (transaction, keys),
         ):
 
-            def inputs_of(_: int) -> tuple[list[dict[str, str]], list[bytes]]:
+            def inputs_of(_: int) -> tuple[list[str], list[bytes]]:
                 people, others = self.rng.integers(0, self.size.people, (2, 20 * self.call_count)).tolist()
-                return [_identifier(person) for person in people], [keys[other] for other in others]
+                return [_user_id(person) for person in people], [keys[other] for other in others]
 
-            read_features, features = self.engine.read_features, np.arange(DIMENSION, dtype=np.int32)
+            get_features = self.engine.get_features
+            names = tuple(feature.name for feature in features.kept(Place.HEAD)[:DIMENSION])
             return time_paired(
-                lambda asked: read_features(asked, features, at=AT),
+                lambda person: get_features("user_id", [person], names, at=AT).values,
                 transaction.get,
                 inputs_of,
                 block_count=self.block_count,
@@ -216,7 +219,11 @@ class BenchR:
 
 
 def _identifier(person: int) -> dict[str, str]:
-    return {"user_id": workload.identifiers(person)["user_id"]}
+    return {"user_id": _user_id(person)}
+
+
+def _user_id(person: int) -> str:
+    return workload.identifiers(person)["user_id"]
 
 
 def _ids(items: NDArray[np.intp]) -> list[str]:

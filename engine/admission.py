@@ -19,6 +19,7 @@ from tailorbird.engine.decision_id import DECISION_ID, DecisionIds
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.facts import Anchor, ConsentFact, SignalFact
 from tailorbird.engine.identifiers import IdentifierHasher
+from tailorbird.engine.items import ITEM_ID_BYTES_MAX
 from tailorbird.engine.money import CURRENCY
 from tailorbird.engine.signals import Outcome, Signal, Status
 from tailorbird.engine.state import masks_of
@@ -36,7 +37,6 @@ EXPECTED = {
     Kind.BOOLEAN: "true or false",
     Kind.PRODUCTS: "a list of product lines",
 }
-ITEM_ID_BYTES_MAX = 1_024
 NAME_BYTES_MAX = 256
 SOURCE_BYTES_MAX = 256
 

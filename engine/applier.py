@@ -31,7 +31,6 @@ from tailorbird.engine.facts import (
     TickFact,
     WarmedFact,
 )
-from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.money import CURRENCY
 from tailorbird.engine.people import People
@@ -49,6 +48,7 @@ from tailorbird.engine.statistics import (
 )
 from tailorbird.engine.store import Head, Store, scan, u32, u64
 from tailorbird.engine.symbols import symbol_of
+from tailorbird.engine.update_programs import slot_values
 from tailorbird.engine.vocabulary import ItemList
 
 LIST_KINDS = {ItemList.BOUGHT: 1, ItemList.SHOWN: 2, ItemList.SERVED: SERVED_LIST}

@@ -8,16 +8,16 @@ they were declared. A checkpoint in the directory's `backfill` file saves readin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 import xxhash
 
-from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.directory import write_durably
 from tailorbird.engine.errors import PreconditionFailed
 from tailorbird.engine.facts import BackfillFact, WarmedFact
@@ -79,12 +79,16 @@ class Backfill:
         self._progress = progress
         self._records: dict[bytes, Record] = {}
         self._position = 0
+        self._texts_written = 0
         self._written = 0
 
     def run(self) -> tuple[str, ...]:
         """Backfill every warming feature; return their names. Raises `PreconditionFailed` LOG_TRUNCATED, CONFIGURATION_CHANGED."""
-        with self._turn:
-            compiled, names, configuration = self._asked()
+        with self._store.reading() as txn:
+            head = self._store.read_head(txn)
+            layouts = read_layouts(self._store, txn, head)
+        assert layouts is not None, "an open engine has a configuration"
+        names, configuration = tuple(sorted(head.warming)), head.configuration
         if not names:
             return ()
         if self._log.start > 0:
@@ -93,34 +97,29 @@ class Backfill:
                 f"expected the whole log to backfill {', '.join(names)}, got one from offset {self._log.start} on; restore "
                 "the older segments",
             )
-        history = FeatureHistory(compiled, names, self._store, self._currency())
+        history = FeatureHistory(layouts.current, names, self._store, head.currency)
         self._resume(history, configuration)
         self._read_beside_writer(history, configuration)
         for chunk in self._chunks(history):
             with self._turn:
-                if self._asked()[1:] != (names, configuration):
-                    raise PreconditionFailed(
-                        "CONFIGURATION_CHANGED",
-                        "expected one configuration for as long as the backfill runs, got another; start the backfill again",
-                    )
+                self._check_unchanged(names, configuration)
                 self._read(history, self._log, self._log.end)
                 self._writer.append(chunk())
             self._tell(names)
         with self._turn:
+            self._check_unchanged(names, configuration)
             self._writer.append(WarmedFact(names))
         self._checkpoint.unlink(missing_ok=True)
         return names
 
-    def _asked(self) -> tuple[CompiledConfiguration, tuple[str, ...], int]:
+    def _check_unchanged(self, names: tuple[str, ...], configuration: int) -> None:
         with self._store.reading() as txn:
             head = self._store.read_head(txn)
-            layouts = read_layouts(self._store, txn, head)
-            assert layouts is not None, "an open engine has a configuration"
-            return layouts.current, tuple(sorted(head.warming)), head.configuration
-
-    def _currency(self) -> str:
-        with self._store.reading() as txn:
-            return self._store.read_head(txn).currency
+        if (tuple(sorted(head.warming)), head.configuration) != (names, configuration):
+            raise PreconditionFailed(
+                "CONFIGURATION_CHANGED",
+                "expected one configuration for as long as the backfill runs, got another; start the backfill again",
+            )
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -154,24 +153,21 @@ class Backfill:
 
     def _chunks(self, history: FeatureHistory) -> Iterator[Callable[[], BackfillFact]]:
         """Yield what makes the fact of each chunk, to be called when the chunk is at the end of the log."""
-        told = 0
-        while told < len(history.texts):  # first the texts, so that no written symbol is without its own
-            texts = tuple(list(history.texts)[told : told + CHUNK_TEXTS])
-            told += len(texts)
-            yield partial(BackfillFact, history.names, texts, ())
+        while self._texts_written < len(history.texts):  # first the texts, so that no written symbol is without its own
+            yield partial(self._fact, history, [], CHUNK_TEXTS)
         # New people of the meantime are complete without: whatever happened to them was counted.
         fragments = sorted(self._records)
         for start in range(0, len(fragments), CHUNK_PEOPLE):
-            chunk = fragments[start : start + CHUNK_PEOPLE]
+            yield partial(self._fact, history, fragments[start : start + CHUNK_PEOPLE])
 
-            def fact(chunk: list[bytes] = chunk) -> BackfillFact:
-                texts = tuple(list(history.texts)[told:])  # met since
-                self._written += len(chunk)
-                return BackfillFact(
-                    history.names, texts, tuple((fragment, self._records[fragment].pack()) for fragment in chunk)
-                )
-
-            yield fact
+    def _fact(self, history: FeatureHistory, fragments: Sequence[bytes], texts_max: int | None = None) -> BackfillFact:
+        end = None if texts_max is None else self._texts_written + texts_max
+        texts = tuple(islice(history.texts, self._texts_written, end))
+        self._texts_written += len(texts)
+        self._written += len(fragments)
+        return BackfillFact(
+            history.names, texts, tuple((fragment, self._records[fragment].pack()) for fragment in fragments)
+        )
 
     def _tell(self, names: tuple[str, ...]) -> None:
         if self._progress is not None:

@@ -16,8 +16,9 @@ import numpy as np
 
 from tailorbird.engine.aggregates import AGGREGATES
 from tailorbird.engine.errors import CallerError
+from tailorbird.engine.feature_compiler import is_money_in
 from tailorbird.engine.feature_table import values_of
-from tailorbird.engine.features import Feature, FeatureSet, is_money_in
+from tailorbird.engine.features import Feature, FeatureSet
 from tailorbird.engine.money import CURRENCY, minor_units
 from tailorbird.engine.symbols import symbol_of
 from tailorbird.engine.vocabulary import SignalType

@@ -11,7 +11,8 @@ from tailorbird.engine.configuration import Configuration, parse_configuration
 from tailorbird.engine.consent import DataType, Purpose, bit
 from tailorbird.engine.durations import duration_ms
 from tailorbird.engine.errors import ConfigurationError
-from tailorbird.engine.features import CONTEXT_PREFIX, FeatureSet, Place, UpdateProgram, compile_features
+from tailorbird.engine.feature_compiler import compile_features
+from tailorbird.engine.features import CONTEXT_PREFIX, FeatureSet, Place, UpdateProgram
 from tailorbird.engine.identifiers import Namespace, namespaces_with
 from tailorbird.engine.vocabulary import ItemList, Kind, SignalType
 from tailorbird.native import record

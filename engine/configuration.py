@@ -1,7 +1,7 @@
 """The configuration: `tailorbird.yaml` read, validated whole, and held immutable.
 
 Anything unknown, misspelt or of a wrong type is refused with its place in the file and, where one is near, the name that
-was probably meant. `features.py` compiles the declarations into the record layout.
+was probably meant. `feature_compiler.py` compiles the declarations into the record layout.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from tailorbird.engine.decision_id import DecisionIds
 from tailorbird.engine.decision_log import DecisionSink, Evidenced
 from tailorbird.engine.errors import CallerError, NotFound, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Chain, Evidence
-from tailorbird.engine.features import slot_values
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, ReasonDetail, Tier
 from tailorbird.engine.servings import Servings
@@ -37,6 +36,7 @@ from tailorbird.engine.state import (
 )
 from tailorbird.engine.store import HEAD_ROW, LIST_ROWS, Store, stale_categories, u32
 from tailorbird.engine.symbols import symbol_of
+from tailorbird.engine.update_programs import slot_values
 from tailorbird.engine.vocabulary import ItemList
 from tailorbird.native import history as native_history
 from tailorbird.native import neighbours as native_neighbours
@@ -322,8 +322,8 @@ class Decider:
             degraded.append("NOTHING_ELIGIBLE")
         if unknown:
             degraded.append("UNKNOWN_CANDIDATES")
-        if evidence.model_damage is not None:
-            degraded.append(evidence.model_damage.reason)
+        if evidence.model_damages:
+            degraded.append("DAMAGED_MODEL")
         if compiled.freshness_ms:
             degraded += self._stale(at)
         tier = EMPTY if not winners else PERSON if known.speaks else self._tier_without_person(chain)
@@ -364,33 +364,6 @@ class Decider:
         elif context is request.context:
             return request
         return replace(request, context=dict(context), events=events)
-
-    def read_features(
-        self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], at: int
-    ) -> npt.NDArray[np.float32] | None:
-        """Return the numeric values of features of the best known identifier's person, None for a stranger."""
-        txn = self._begin()
-        try:
-            quick, cursor = self._quick_at(txn), txn.cursor(db=self.store.tables["people"])
-            out, is_known = np.empty(len(features), np.float32), None
-            if type(identifiers) is dict:
-                is_known = quick.read_features(identifiers, features, at, cursor, out)
-            if is_known is not None:
-                return out if is_known else None
-            assert self.evidence.layouts is not None
-            for anchor in self.hasher.anchors(identifiers):
-                found = seek_head(cursor, anchor.key)
-                if found is not None:
-                    self._load(packed_head(found[1]))
-                    view = self._view
-                    statuses = np.empty(len(features), np.uint8)
-                    jurisdiction = self.evidence.layouts.current.configuration.jurisdiction
-                    allowed = permitted(view.granted, view.denied, view.restricted, jurisdiction)
-                    view.read_vector(features, at, allowed, out, statuses)
-                    return out
-            return None
-        finally:
-            txn.abort()
 
     # ---- the common decision, without objects ---------------------------------------------------------------------
 
@@ -474,12 +447,12 @@ class Decider:
                 depends_on_time=self.contexts.of(compiled).depends_on_time,
             )
             self._quick_of = quick_of
-        damage, catalogue = evidence.model_damage, evidence.catalogue
+        catalogue = evidence.catalogue
         quick.follow(
             catalogue.items,
             evidence.served,
             catalogue.allowances,
-            (damage.reason,) if damage is not None else (),
+            ("DAMAGED_MODEL",) if evidence.model_damages else (),
             evidence.head.position,
             self._stale if compiled.freshness_ms else None,
         )

@@ -13,7 +13,7 @@ import numpy as np
 from tailorbird.engine.decision_id import DecisionIds
 from tailorbird.engine.decision_record import LoggedDecision, Stored
 from tailorbird.engine.directory import write_failed
-from tailorbird.engine.errors import PreconditionFailed
+from tailorbird.engine.extras import extra
 
 ROWS_PER_GROUP = 10_000
 
@@ -21,15 +21,9 @@ ROWS_PER_GROUP = 10_000
 def export_parquet(path: Path, decisions: Iterable[Stored], ids: DecisionIds) -> int:
     """Write decisions, one a row, and return how many; what was erased or is damaged is left out.
 
-    Raises `PreconditionFailed` NO_PYARROW, `ResourceExhausted` DISK_FULL, `Unavailable` FILE_WRITE_FAILED; then no file is left.
+    Raises `PreconditionFailed` MISSING_EXTRA, `ResourceExhausted` DISK_FULL, `Unavailable` FILE_WRITE_FAILED; then no file is left.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise PreconditionFailed(
-            "NO_PYARROW", "expected pyarrow to write Parquet, found none; install tailorbird[parquet]"
-        ) from None
+    pa, parquet = extra("pyarrow", "parquet"), extra("pyarrow.parquet", "parquet")
     schema = _schema(pa)
     temporary = path.with_name(path.name + ".new")
     row_count = 0

@@ -13,10 +13,7 @@ from typing import Any, Self, Unpack
 
 import lmdb
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from tailorbird.engine.admission import ITEM_ID_BYTES_MAX
 from tailorbird.engine.backfill import Backfill, BackfillProgress
 from tailorbird.engine.compiled import compile_configuration, namespaces_of
 from tailorbird.engine.configuration import Configuration, Limits, parse_configuration, read_configuration
@@ -26,7 +23,7 @@ from tailorbird.engine.decider import Answer, Decider, check_position
 from tailorbird.engine.decision_log import DecisionLog, erase
 from tailorbird.engine.directory import Directory, sync_folder, write_durably
 from tailorbird.engine.errors import CallerError, Damaged, NotFound, PreconditionFailed, TailorbirdError, Unavailable
-from tailorbird.engine.evidence import Evidence
+from tailorbird.engine.evidence import COOCCURRENCE, Evidence
 from tailorbird.engine.facts import (
     ConsentFact,
     ItemsDeletedFact,
@@ -34,12 +31,12 @@ from tailorbird.engine.facts import (
     ModelFact,
     SplitFact,
 )
-from tailorbird.engine.feature_table import FeatureReader, FeatureTable
+from tailorbird.engine.feature_table import FeatureReaders, FeatureTable
 from tailorbird.engine.features import Feature, FeatureSet
 from tailorbird.engine.hashing import state_hash
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.identity import LinkKind
-from tailorbird.engine.items import Item
+from tailorbird.engine.items import Item, check_item, check_item_id
 from tailorbird.engine.log import LocalLog
 from tailorbird.engine.profile import Profile
 from tailorbird.engine.profiles import read_profile
@@ -50,7 +47,7 @@ from tailorbird.engine.score_training import train_clusters, train_score, update
 from tailorbird.engine.segments import SegmentChange, read_changes
 from tailorbird.engine.servings import Servings
 from tailorbird.engine.signals import IngestReport, Signal
-from tailorbird.engine.state import Layouts, read_layouts, seek_head
+from tailorbird.engine.state import read_layouts, seek_head
 from tailorbird.engine.store import Head, Store, stale_categories
 from tailorbird.engine.training import train_cooccurrence
 from tailorbird.engine.training_set import sample_people, training_set
@@ -58,7 +55,6 @@ from tailorbird.engine.writer import Writer
 
 SERVINGS_QUEUED_MAX = 10_000
 CLUSTERED_PEOPLE_MAX = 200_000  # who clusters are found among
-READERS_KEPT = 64  # sets of feature names whose readers are kept
 SERVINGS_WHILE_WRITING = 4  # times as many may wait while a writer is at work
 
 
@@ -107,10 +103,7 @@ class Engine:
         self._idle_deciders: list[Decider] = []  # of batches
         self._closed = False
         self._backfilling = threading.Lock()
-        self._readers: dict[tuple[str, ...], FeatureReader] = {}
-        self._reader: FeatureReader
-        self._reader_of: Layouts | None = None
-        self._asked_last: tuple[str, ...] | None = None
+        self._readers = FeatureReaders()
         self._decision_log: DecisionLog | None = None
 
     # ---- opening and closing -------------------------------------------------------------------------------------
@@ -139,7 +132,7 @@ class Engine:
         else:
             configuration, text = read_configuration(Path(config))
         # Before anything is made: a configuration that cannot work leaves no trace.
-        Contexts().of(compile_configuration(text, 1, 1))
+        _check_compiles(text)
         directory.prepare(create=not read_only)
         if not read_only and not directory.configuration.exists():
             write_durably(directory.configuration, text.encode())
@@ -229,11 +222,10 @@ class Engine:
             self._writer.configure(text)
 
     def _check_models(self) -> None:
-        """Tell of a model that decisions will have to do without."""
+        """Tell of models that decisions will have to do without."""
         with self._store.reading() as txn:
             self._evidence.follow_models(self._store.read_head(txn))
-        if self._evidence.model_damage is not None:
-            self.recovery.append(str(self._evidence.model_damage))
+        self.recovery += map(str, self._evidence.model_damages.values())
 
     def _rebuild(self) -> None:
         self._store.close()
@@ -251,6 +243,52 @@ class Engine:
         self._evidence = Evidence(self._store, self.directory.models)
         self._decider = Decider(self._store, self._evidence, self._hasher, self._servings, self._contexts)
         self._idle_deciders.clear()
+
+    def close(self) -> None:
+        """Write what waits, and let go of the directory."""
+        with self._turn:
+            if self._closed:
+                return
+            try:
+                if self._writer is not None and not self._writer.failed:
+                    self.flush()
+                    self._writer.tick()
+                    self._store.sync()
+                    self.directory.boot_mark.unlink(missing_ok=True)
+            finally:
+                if self._decision_log is not None:
+                    self._decision_log.close()
+                self._release()
+
+    def _release(self) -> None:
+        self._contexts.close()
+        with self._reading:
+            self._closed = True
+            self._store.close()
+        self._log.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- beside the data: weather, and a log of decisions -----------------------------------------------------------
+
+    def use_weather(self, provider: WeatherProvider | None) -> None:
+        """Let a provider say the weather of places where a caller does not, or nobody (None).
+
+        It is called by a thread of its own with country, region and city, at most once in a quarter of an hour per place. No
+        decision waits for it: the first of a place goes without.
+        """
+        with self._reading:
+            self._contexts.use_weather(provider)
+            self._decider.forget_moment()
 
     def log_decisions(self, process: int = 0) -> None:
         """Log every decision from now on, unless `decision_log.enabled` is false; see decision_log.py.
@@ -293,50 +331,6 @@ class Engine:
 
             return erase(self.directory.decisions, is_of)
 
-    def close(self) -> None:
-        """Write what waits, and let go of the directory."""
-        with self._turn:
-            if self._closed:
-                return
-            try:
-                if self._writer is not None and not self._writer.failed:
-                    self.flush()
-                    self._writer.tick()
-                    self._store.sync()
-                    self.directory.boot_mark.unlink(missing_ok=True)
-            finally:
-                if self._decision_log is not None:
-                    self._decision_log.close()
-                self._release()
-
-    def use_weather(self, provider: WeatherProvider | None) -> None:
-        """Let a provider say the weather of places where a caller does not, or nobody (None).
-
-        It is called by a thread of its own with country, region and city, at most once in a quarter of an hour per place. No
-        decision waits for it: the first of a place goes without.
-        """
-        with self._reading:
-            self._contexts.use_weather(provider)
-            self._decider.forget_moment()
-
-    def _release(self) -> None:
-        self._contexts.close()
-        with self._reading:
-            self._closed = True
-            self._store.close()
-        self._log.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     # ---- writing -------------------------------------------------------------------------------------------------
 
     @property
@@ -375,7 +369,7 @@ class Engine:
         Of two with one id the later counts. What the catalogue holds already is not written again.
         """
         for item in items:
-            _check_item(item, self.configuration)
+            check_item(item, self.configuration)
         limit = self.configuration.limits.items_per_put_max
         if len(items) > limit:
             raise CallerError(
@@ -388,7 +382,7 @@ class Engine:
     def delete_items(self, ids: Sequence[str]) -> int:
         """Take items out of the catalogue; return the position. Raises `CallerError` BAD_ITEM."""
         for item_id in ids:
-            _check_item_id(item_id)
+            check_item_id(item_id)
         with self._turn:
             return self.writer.append(ItemsDeletedFact(tuple(ids)))
 
@@ -432,7 +426,7 @@ class Engine:
         `state_sync`, `identity`) hold from the next one. Raises `ConfigurationError`.
         """
         configuration = parse_configuration(text, "config")
-        Contexts().of(compile_configuration(text, 1, 1))
+        _check_compiles(text)
         with self._turn:
             self._write_servings()
             position = self.writer.configure(text)
@@ -478,7 +472,7 @@ class Engine:
         with self._turn:
             self.flush()
             file, checksum, built_at, summary = train_cooccurrence(self._log, self._store, self.directory.models)
-            self.writer.append(ModelFact("cooccurrence", file, built_at, checksum))
+            self.writer.append(ModelFact(COOCCURRENCE, file, built_at, checksum))
             return summary
 
     def train_score(
@@ -687,13 +681,6 @@ class Engine:
                 raise NotFound("NO_PROFILE", f"expected a known person, got nobody by {', '.join(identifiers)}")
             return found
 
-    def read_features(
-        self, identifiers: Mapping[str, str], features: npt.NDArray[np.int32], *, at: int = 0
-    ) -> npt.NDArray[np.float32] | None:
-        """Return the numeric values of features (by index) of one person, 0 where not fresh, None for a stranger."""
-        with self._reading:
-            return self._decider.read_features(identifiers, features, at or self._clock())
-
     def get_features(
         self,
         namespace: str,
@@ -722,9 +709,9 @@ class Engine:
                 head = evidence.follow(txn)
                 if head.position < min_position:
                     check_position(head.position, min_position)
-                if features is not self._asked_last or evidence.layouts is not self._reader_of:
-                    self._find_reader(tuple(features))
-                return self._reader.read(self._store, txn, evidence, keys, at or self._clock())
+                assert evidence.layouts is not None
+                reader = self._readers.of(evidence.layouts, features)
+                return reader.read(self._store, txn, evidence, keys, at or self._clock())
             finally:
                 txn.abort()
 
@@ -754,17 +741,6 @@ class Engine:
                 return training_set(self._store, txn, self._evidence, records, keys, times, features)
         finally:
             log.close()
-
-    def _find_reader(self, names: tuple[str, ...]) -> None:
-        """Choose what reads these features under the configuration in force. Asked twice with one tuple it is at hand."""
-        layouts = self._evidence.layouts
-        assert layouts is not None
-        if self._reader_of is not layouts or len(self._readers) >= READERS_KEPT:
-            self._readers.clear()
-        reader = self._readers.get(names)
-        if reader is None:
-            reader = self._readers[names] = FeatureReader(layouts.current.features, names)
-        self._reader, self._reader_of, self._asked_last = reader, layouts, names
 
     def segment_changes(self, first: int = 0, limit: int = 1_000) -> list[SegmentChange]:
         """Return up to `limit` changes of who belongs to a segment, from sequence `first` on (the oldest kept, where that is later).
@@ -881,19 +857,6 @@ class Engine:
             self._servings.written()
 
 
-def _check_item_id(item_id: str) -> None:
-    try:
-        size = len(item_id.encode())
-    except UnicodeEncodeError:
-        raise CallerError(
-            "BAD_ITEM", f"expected an item id of valid text, got a lone surrogate, in {item_id[:60]!r}"
-        ) from None
-    if not 0 < size <= ITEM_ID_BYTES_MAX:
-        raise CallerError(
-            "BAD_ITEM", f"expected an item id of 1 to {ITEM_ID_BYTES_MAX} bytes, got {size} bytes, in {item_id[:60]!r}"
-        )
-
-
 def _hasher(key: bytes, configuration: Configuration) -> IdentifierHasher:
     return IdentifierHasher(
         key,
@@ -903,35 +866,9 @@ def _hasher(key: bytes, configuration: Configuration) -> IdentifierHasher:
     )
 
 
-def _check_item(item: Item, configuration: Configuration) -> None:
-    """Raise `CallerError` BAD_ITEM for what the catalogue cannot hold."""
-
-    def refuse(expected: str, got: object) -> CallerError:
-        return CallerError("BAD_ITEM", f"expected {expected}, got {got!r}, in item {item.id[:60]!r}")
-
-    _check_item_id(item.id)
-    for name in item.attributes:
-        if name not in configuration.attributes:
-            raise refuse(f"attributes of {configuration.attributes} (declare more under `attributes:`)", name)
-    limit = configuration.limits.field_bytes_max
-    for text in (item.name, item.currency, *item.attributes.values(), *item.tags):
-        if len(text) > limit:
-            raise refuse(f"texts of at most limits.field_bytes_max = {limit}", f"{len(text)} characters")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise refuse("valid text", "a lone surrogate") from None
-    if not -1 <= item.stock < 2**31:
-        raise refuse("stock from -1 (not counted) to 2147483647", item.stock)
-    if not 0 <= item.start <= 4_294_967_294_000 or not 0 <= item.end <= 4_294_967_294_000:
-        raise refuse("start and end as milliseconds since 1970, before 2106", (item.start, item.end))
-    if not np.isfinite(item.price):
-        raise refuse("a finite price", item.price)
-    if item.embedding and len(item.embedding) != configuration.embedding_dimension:
-        raise refuse(f"an embedding of embedding_dimension = {configuration.embedding_dimension}", len(item.embedding))
-    if item.embedding and not all(np.isfinite(value) and abs(value) < 1e6 for value in item.embedding):
-        raise refuse("finite embedding values below 1e6", "one that is not")
+def _check_compiles(text: str) -> None:
+    """Raise `ConfigurationError` for a configuration that cannot work, its context included."""
+    Contexts().of(compile_configuration(text, 1, 1))
 
 
 def _boot_id() -> str:

@@ -79,14 +79,13 @@ class Evidence:
         self.catalogue: Catalogue
         self.statistics: Statistics
         self.neighbours: Neighbours | None = None
-        self.model_damage: Damaged | None = None
+        self.model_damages: dict[str, Damaged] = {}  # by role
         self.scores: dict[str, Learned] = {}  # by the feature they speak for
-        self._score_files: dict[str, str] = {}
+        self._models_followed: dict[str, str] = {}  # the file of each role
         self.served = ServedLog()  # not in the lists yet
         self._served_ends: deque[tuple[int, int]] = deque()  # of its rows: the sequence, and the end in `served`
         self._served_followed = 0
         self._counts_followed = -1
-        self._neighbours_name = ""
         self.scratch: npt.NDArray[np.float32] = np.zeros(0, np.float32)
         self.touched: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
         self.over_all = Level(0.0, 0.0)
@@ -179,47 +178,40 @@ class Evidence:
     @property
     def model_name(self) -> str:
         """The model file in force, empty without one."""
-        return self._neighbours_name
+        return self._models_followed.get(COOCCURRENCE, "")
 
     def follow_models(self, head: Head) -> None:
-        """Read the models in force. One that is damaged or gone is left out and told in `model_damage`: decisions go on."""
-        name, checksum = head.models.get(COOCCURRENCE, ("", 0))
-        if name != self._neighbours_name:
-            self._neighbours_name, self.neighbours, self.model_damage = name, None, None
-            if name:
-                try:
-                    neighbours, _, found = open_neighbours(self.models / name)
-                    self._check_model(name, checksum, found, "train cooccurrence")
-                    self.neighbours = neighbours
-                except (Damaged, OSError) as error:
-                    self._tell_of_damage(name, error, "train cooccurrence")
+        """Read the models in force. One that is damaged or gone is left out and told in `model_damages`: decisions go on."""
         for role, (name, checksum) in head.models.items():
-            feature = role.removeprefix(ROLE)
-            if feature == role or self._score_files.get(feature) == name:
+            if self._models_followed.get(role) == name:
                 continue
-            self._score_files[feature] = name
-            self.scores.pop(feature, None)
+            self._models_followed[role] = name
+            self.model_damages.pop(role, None)
+            command = "train cooccurrence" if role == COOCCURRENCE else "train score"
+            again = f"in {self.models / name}; run `tailorbird {command}` again"
             try:
-                model, found = open_model(self.models / name)
-                self._check_model(name, checksum, found, "train score")
-                self.scores[feature] = model
-            except (Damaged, OSError) as error:
-                self._tell_of_damage(name, error, "train score")
+                found = self._read_model(role, self.models / name)
+                if found != checksum:
+                    raise Damaged("DAMAGED_MODEL", f"expected checksum {checksum:016x}, got {found:016x}, {again}")
+            except Damaged as error:
+                self._leave_out(role, error)
+            except OSError as error:
+                self._leave_out(role, Damaged("DAMAGED_MODEL", f"expected a model, got: {error.strerror}, {again}"))
 
-    def _check_model(self, name: str, checksum: int, found: int, command: str) -> None:
-        if found != checksum:
-            raise Damaged(
-                "DAMAGED_MODEL",
-                f"expected checksum {checksum:016x}, got {found:016x}, in {self.models / name}; run `tailorbird {command}` again",
-            )
+    def _read_model(self, role: str, path: Path) -> int:
+        """Put the model of a role in use; return its checksum."""
+        if role == COOCCURRENCE:
+            self.neighbours, _, checksum = open_neighbours(path)
+        else:
+            self.scores[role.removeprefix(ROLE)], checksum = open_model(path)
+        return checksum
 
-    def _tell_of_damage(self, name: str, error: Damaged | OSError, command: str) -> None:
-        if isinstance(error, OSError):
-            error = Damaged(
-                "DAMAGED_MODEL",
-                f"expected a model in {self.models / name}, got: {error.strerror}; run `tailorbird {command}` again",
-            )
-        self.model_damage = error
+    def _leave_out(self, role: str, damage: Damaged) -> None:
+        self.model_damages[role] = damage
+        if role == COOCCURRENCE:
+            self.neighbours = None
+        else:
+            self.scores.pop(role.removeprefix(ROLE), None)
 
     # ---- derived from the counts -----------------------------------------------------------------------------------
 

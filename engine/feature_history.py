@@ -12,11 +12,12 @@ from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.consent import Purpose
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.facts import FactKind, ItemsPutFact, SignalFact, decode_fact
-from tailorbird.engine.features import UpdateProgram, history_layout, history_programs, slot_values
+from tailorbird.engine.features import UpdateProgram
 from tailorbird.engine.log_record import LogRecord
 from tailorbird.engine.state import item_key
 from tailorbird.engine.store import Store
 from tailorbird.engine.symbols import symbol_of
+from tailorbird.engine.update_programs import history_layout, history_programs, slot_values
 from tailorbird.native.record import Record
 from tailorbird.native.scoring import UNKNOWN_ITEM
 

@@ -24,6 +24,7 @@ from tailorbird.native.record import Record, RecordError, RecordLayout, RecordVi
 # What a formula says where one of its inputs does not speak: the first of these that any input has.
 _GRAVEST = (FeatureStatus.MASKED, FeatureStatus.WARMING, FeatureStatus.STALE, FeatureStatus.MISSING)
 NO_BITS = 2**64 - 1 & ~ALL_BITS
+READERS_KEPT = 64  # sets of names
 _FLOAT64 = np.dtype(np.float64)
 _NOTHING: dict[str, Any] = {}
 SPEAKING = (FeatureStatus.FRESH, FeatureStatus.DEFAULTED)
@@ -193,6 +194,7 @@ class TableRows:
         self._symbols = symbols
         self._texts: dict[str, list[str | None]] = {name: [None] * count for name in plan.texts}
         self._weighted: dict[str, list[Weighted | None]] = {name: [None] * count for name in plan.weighted}
+        self._values, self._statuses, self._ages = values_of(native), statuses_of(native), ages_of(native)
 
     def fill(self, row: int, view: RecordView, source: Source, at: int, mask: int) -> None:
         """Write what a loaded record says at `at` under `mask`."""
@@ -202,7 +204,7 @@ class TableRows:
 
     def fill_others(self, row: int, view: RecordView, source: Source, at: int, mask: int) -> None:
         """Write what is no number; the numbers and statuses of the row are there."""
-        statuses = statuses_of(self.native)[row]
+        statuses = self._statuses[row]
         for feature, index, column in source.others:
             if statuses[column] != FeatureStatus.FRESH:
                 continue
@@ -226,11 +228,6 @@ class TableRows:
         """Compute what is derived and return the table."""
         plan, texts = self._plan, self._texts
         if plan.derived:
-            self.values, self.statuses, self.ages = (
-                values_of(self.native),
-                statuses_of(self.native),
-                ages_of(self.native),
-            )
             for feature in plan.derived:
                 self._derive(feature)
             texts = {name: column for name, column in texts.items() if name in plan.names}
@@ -244,21 +241,21 @@ class TableRows:
             open_to_default = (status != FeatureStatus.FRESH) & (status != FeatureStatus.MASKED)
             result = np.where(open_to_default, feature.default, result)
             status[open_to_default] = FeatureStatus.DEFAULTED
-        self.values[:, column] = np.where(np.isin(status, SPEAKING), result, np.nan)
-        self.statuses[:, column] = status
+        self._values[:, column] = np.where(np.isin(status, SPEAKING), result, np.nan)
+        self._statuses[:, column] = status
         # A result is as old as the oldest thing it rests on; a score rests on what speaks.
-        ages = self.ages[:, reads]
+        ages = self._ages[:, reads]
         unknown = (ages < 0).all(axis=1) if feature.learned_from else (ages < 0).any(axis=1)
         unknown |= status == FeatureStatus.MASKED
-        self.ages[:, column] = np.where(unknown, -1, ages.max(axis=1, initial=-1))
+        self._ages[:, column] = np.where(unknown, -1, ages.max(axis=1, initial=-1))
 
     def _formula(self, feature: Feature) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
         assert feature.formula is not None
         columns = self._plan.columns
-        result = feature.formula.values({name: self.values[:, columns[name]] for name in feature.reads})
-        result = np.broadcast_to(result, len(self.values))
+        result = feature.formula.values({name: self._values[:, columns[name]] for name in feature.reads})
+        result = np.broadcast_to(result, len(self._values))
         status = np.where(np.isnan(result), np.uint8(FeatureStatus.MISSING), np.uint8(FeatureStatus.FRESH))
-        statuses = self.statuses[:, [columns[name] for name in feature.reads]]
+        statuses = self._statuses[:, [columns[name] for name in feature.reads]]
         for reason in reversed(_GRAVEST):
             status[(statuses == reason).any(axis=1)] = reason
         return result, status
@@ -266,12 +263,12 @@ class TableRows:
     def _score(self, feature: Feature) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
         """Return a learned score: WARMING before it is trained, and of nobody of whom no input speaks."""
         columns = self._plan.columns
-        count = len(self.values)
+        count = len(self._values)
         model = self._moment.scores.get(feature.name)
         if model is None or not set(model.names) <= set(feature.reads):
             return np.full(count, np.nan), np.full(count, FeatureStatus.WARMING, np.uint8)
-        numbers = {name: self.values[:, columns[name]] for name in model.names if name not in self._texts}
-        statuses = self.statuses[:, [columns[name] for name in model.names]]
+        numbers = {name: self._values[:, columns[name]] for name in model.names if name not in self._texts}
+        statuses = self._statuses[:, [columns[name] for name in model.names]]
         speaks = np.isin(statuses, SPEAKING).any(axis=1)
         masked = (statuses == FeatureStatus.MASKED).any(axis=1)
         silent = np.where(masked, np.uint8(FeatureStatus.MASKED), np.uint8(FeatureStatus.MISSING))
@@ -354,6 +351,30 @@ class FeatureReader:
         if rows is None:
             return FeatureTable(plan, native, _NOTHING, _NOTHING, at, moment.head.position)
         return rows.table(at, moment.head.position)
+
+
+class FeatureReaders:
+    """The readers of what was asked for lately, each made once under a configuration."""
+
+    def __init__(self) -> None:
+        self._readers: dict[tuple[str, ...], FeatureReader] = {}
+        self._layouts: Layouts | None = None
+        self._names: Sequence[str] | None = None  # asked for last
+        self._reader: FeatureReader
+
+    def of(self, layouts: Layouts, names: Sequence[str]) -> FeatureReader:
+        """Return what reads these features; asked again with the same tuple, at once. Raises `NotFound` UNKNOWN_FEATURE."""
+        if names is self._names and layouts is self._layouts:
+            return self._reader
+        names = tuple(names)
+        if layouts is not self._layouts or len(self._readers) >= READERS_KEPT:
+            self._readers.clear()
+            self._layouts, self._names = layouts, None
+        reader = self._readers.get(names)
+        if reader is None:
+            reader = self._readers[names] = FeatureReader(layouts.current.features, names)
+        self._reader, self._names = reader, names
+        return reader
 
 
 def symbols_of(store: Store, txn: lmdb.Transaction[Any]) -> Symbols:

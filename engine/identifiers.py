@@ -173,19 +173,17 @@ class IdentifierHasher:
 
         Raises `IdentifierError` UNKNOWN_NAMESPACE. Nothing is remembered.
         """
-        plain = self.plain.get(namespace)
+        if namespace not in self.plain:
+            self._unknown(namespace)
+        plain = self.plain[namespace]
         found: list[bytes | None] = plain.digests(values) if plain is not None else [None for _ in values]
         if None in found:
             for place, value in enumerate(values):
                 if found[place] is None:
                     try:
                         found[place] = self.anchor(namespace, value).key
-                    except IdentifierError as error:
-                        if error.reason == "UNKNOWN_NAMESPACE":
-                            raise
+                    except IdentifierError:
                         found[place] = b""
-        elif namespace not in self.namespaces:
-            self._unknown(namespace)
         return cast("list[bytes]", found)
 
     def anchors(self, identifiers: Mapping[str, str]) -> tuple[Anchor, ...]:

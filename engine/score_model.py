@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import xxhash
+from scipy.special import expit
 
 from tailorbird.engine.directory import write_durably
 from tailorbird.engine.errors import Damaged
@@ -101,9 +102,7 @@ class ScoreModel:
 
     def values(self, numbers: Mapping[str, Column], texts: Mapping[str, Sequence[str | None]]) -> Column:
         """Return the probability of each person, as of `totals`."""
-        with np.errstate(over="ignore"):
-            line = self.score.slope * self.totals(numbers, texts) + self.score.intercept
-            return np.asarray(1.0 / (1.0 + np.exp(-line)))
+        return np.asarray(expit(self.score.slope * self.totals(numbers, texts) + self.score.intercept))
 
 
 class ClusterModel:

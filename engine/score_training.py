@@ -6,14 +6,15 @@ decided by five folds; what these predict of the fold they did not see is what P
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit
 
-from tailorbird.engine.errors import CallerError, PreconditionFailed
+from tailorbird.engine.errors import CallerError
+from tailorbird.engine.extras import extra
 from tailorbird.engine.feature_table import FeatureTable
 from tailorbird.engine.features import FeatureSet
 from tailorbird.engine.score_model import Clusters, Column, Input, Score, ScoreTrees, flattened, input_matrix
@@ -47,7 +48,7 @@ def train_score(feature: str, features: FeatureSet, table: FeatureTable, labels:
 
     Raises `CallerError` BAD_LABELS, `PreconditionFailed` MISSING_EXTRA.
     """
-    lightgbm = _extra("lightgbm")
+    lightgbm = extra("lightgbm", "training")
     truth = _checked(labels, LABELS_MIN)
     ones = truth.sum()
     inputs = _inputs(features, table)
@@ -56,7 +57,7 @@ def train_score(feature: str, features: FeatureSet, table: FeatureTable, labels:
     rounds, held_out = _cross_validated(lightgbm, rows, truth)
     slope, intercept, precision = platt(held_out, truth)
     booster = lightgbm.train(PARAMETERS, lightgbm.Dataset(rows, truth), num_boost_round=rounds)
-    calibrated = 1.0 / (1.0 + np.exp(-(slope * held_out + intercept)))
+    calibrated = expit(slope * held_out + intercept)
     report = {
         "rows": float(len(truth)),
         "ones": float(ones),
@@ -126,8 +127,8 @@ def updated_score(score: Score, totals: Column, labels: Sequence[int], built_at:
     truth = _checked(labels, 1)
     prior = FORGETTING * np.array(score.precision).reshape(2, 2)
     slope, intercept, precision = _logistic(totals, truth, np.array([score.slope, score.intercept]), prior)
-    before = 1.0 / (1.0 + np.exp(-(score.slope * totals + score.intercept)))
-    after = 1.0 / (1.0 + np.exp(-(slope * totals + intercept)))
+    before = expit(score.slope * totals + score.intercept)
+    after = expit(slope * totals + intercept)
     report = {
         **score.report,
         "updates": score.report.get("updates", 0.0) + 1.0,
@@ -146,7 +147,7 @@ def _logistic(
     weights = prior.copy()
     hessian = prior_precision
     for _ in range(50):
-        fitted = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -500.0, 500.0)))
+        fitted = expit(design @ weights)
         gradient = design.T @ (fitted - target) + prior_precision @ (weights - prior)
         hessian = (design * (fitted * (1.0 - fitted))[:, None]).T @ design + prior_precision
         step = np.linalg.solve(hessian + 1e-9 * np.eye(2), gradient)
@@ -162,7 +163,7 @@ def train_clusters(feature: str, features: FeatureSet, table: FeatureTable, coun
 
     Raises `CallerError` TOO_FEW_PEOPLE, `PreconditionFailed` MISSING_EXTRA.
     """
-    cluster = _extra("sklearn.cluster")
+    cluster = extra("sklearn.cluster", "training")
     inputs = _inputs(features, table)
     numbers = {each.name: table.column(each.name) for each in inputs if each.texts is None}
     rows = flattened(input_matrix(inputs, numbers, table.texts))
@@ -184,16 +185,6 @@ def train_clusters(feature: str, features: FeatureSet, table: FeatureTable, coun
     report = {"people": float(len(rows)), **{f"cluster_{place}": float(sizes[at]) for place, at in enumerate(order)}}
     centres = tuple(tuple(row) for row in fitted.cluster_centers_[order].tolist())
     return Clusters(feature, built_at, inputs, tuple(mean.tolist()), tuple(scale.tolist()), centres, report)
-
-
-def _extra(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        name = module.partition(".")[0]
-        raise PreconditionFailed(
-            "MISSING_EXTRA", f"expected {name}, which is not installed; run: pip install 'tailorbird[training]'"
-        ) from None
 
 
 def _checked(labels: Sequence[int], of_each_min: int) -> Column:
@@ -225,7 +216,6 @@ def calibration_error(scores: npt.NDArray[np.float64], truth: npt.NDArray[np.flo
 
 def _trees(dumped: Mapping[str, Any]) -> ScoreTrees:
     """Return LightGBM's trees flat: parents before their children, leaves apart."""
-
     nodes: list[tuple[int, float, int, int, int]] = []
     leaves: list[float] = []
 

@@ -21,10 +21,11 @@ from tailorbird.engine.compiled import CompiledConfiguration, compile_configurat
 from tailorbird.engine.consent import ALL_BITS, ConsentMasks
 from tailorbird.engine.errors import Damaged
 from tailorbird.engine.facts import Anchor
-from tailorbird.engine.features import FeatureSet, Place, history_layout, history_mapping
+from tailorbird.engine.features import FeatureSet, Place
 from tailorbird.engine.items import Item
 from tailorbird.engine.store import HEAD_ROW, IDENTIFIER_ROW, LIST_ROWS, Head, Store, scan, u32, u64
 from tailorbird.engine.symbols import symbol_of
+from tailorbird.engine.update_programs import history_layout, history_mapping
 from tailorbird.native.record import Record, RecordError, stored_layout_version
 from tailorbird.native.servings import entries_by_fragment
 

@@ -26,7 +26,7 @@ from tailorbird.engine.facts import (
     decode_fact,
     encode_fact,
 )
-from tailorbird.engine.features import refuse_changed
+from tailorbird.engine.feature_compiler import refuse_changed
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.items import Item
 from tailorbird.engine.log import LocalLog

@@ -113,11 +113,3 @@ class QuickDecider:
         now: int,
         log: Callable[..., None] | None,
     ) -> tuple[list[QuickItem], QuickAnswer, QuickEvidence] | None: ...
-    def read_features(
-        self,
-        identifiers: dict[str, str],
-        features: npt.NDArray[np.int32],
-        at: int,
-        cursor: _Cursor,
-        out: npt.NDArray[np.float32],
-    ) -> bool | None: ...

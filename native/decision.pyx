@@ -290,21 +290,6 @@ cdef class QuickDecider:
         self.encoder._end_of_decision(&answered, degraded)
         return self.encoder._encoded()
 
-    def read_features(self, dict identifiers not None, const int32_t[::1] features not None, int64_t at, cursor,
-                      float[::1] out not None):
-        """Write features of the person with these identifiers as numbers, as `RecordView.read_vector` does; return whether there
-        is one, None where the general way must be asked. Raises IndexError, and ValueError for another count."""
-        cdef Person person
-        cdef Py_ssize_t i
-        if out.shape[0] != features.shape[0]:
-            raise ValueError(f"expected {features.shape[0]} places, one per feature, got {out.shape[0]}")
-        check_features(self.layout, features)
-        if not identifiers or not put_pairs(&self.asked.identifiers, identifiers) or not self._find(cursor, &person):
-            return None
-        for i in range(features.shape[0] if person.is_known else 0):
-            tb_read_number(&self.layout.features[features[i]], block_of(self.view, features[i]), at, person.permitted, &out[i])
-        return person.is_known
-
     # ---- who ---------------------------------------------------------------------------------------------------------
 
     cdef bint _find(self, cursor, Person* person) except *:

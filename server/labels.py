@@ -9,7 +9,8 @@ from typing import Any
 from tailorbird.engine.compiled import namespaces_of
 from tailorbird.engine.configuration import Configuration
 from tailorbird.engine.errors import CallerError
-from tailorbird.server.offline import moments_ms, read_table
+from tailorbird.server.moments import moments_ms
+from tailorbird.server.offline import read_table
 
 MOMENT = "at"
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tailorbird.engine.errors import CallerError, PreconditionFailed
+from tailorbird.engine.errors import CallerError
+from tailorbird.engine.extras import extra
 from tailorbird.engine.feature_table import FeatureTable
 from tailorbird.engine.profile import FeatureStatus
 
@@ -43,16 +42,6 @@ def connected(engine: str) -> Iterator[Any]:
         yield ibis.pyspark.connect(session)
     finally:
         session.stop()
-
-
-def extra(module: str, name: str) -> Any:
-    """Return an optional module. Raises `PreconditionFailed` MISSING_EXTRA, saying what to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise PreconditionFailed(
-            "MISSING_EXTRA", f"expected {module}, which is not installed; run: pip install 'tailorbird[{name}]'"
-        ) from None
 
 
 def read_table(path: Path) -> Any:
@@ -102,26 +91,3 @@ def write_parquet(columns: dict[str, Any], path: Path) -> None:
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pa.table(columns), path)
-
-
-def moments_ms(values: Sequence[object], column: str) -> list[int]:
-    """Return a column of times as milliseconds since 1970 UTC: of integers, timestamps, or ISO 8601 texts (UTC without offset)."""
-    found = []
-    for row, value in enumerate(values):
-        moment: object = value
-        if isinstance(value, str):
-            try:
-                moment = int(value) if value.lstrip("-").isdecimal() else datetime.datetime.fromisoformat(value)
-            except ValueError:
-                moment = None
-        if isinstance(moment, datetime.datetime):
-            if moment.tzinfo is None:
-                moment = moment.replace(tzinfo=datetime.UTC)
-            moment = round(moment.timestamp() * 1_000)
-        if not isinstance(moment, int) or isinstance(moment, bool):
-            raise CallerError(
-                "BAD_FILE",
-                f"expected milliseconds since 1970, a timestamp or ISO 8601, got {value!r}, in column {column!r}, row {row}",
-            )
-        found.append(moment)
-    return found

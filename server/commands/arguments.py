@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from tailorbird.engine.consent import Basis
 from tailorbird.engine.errors import CallerError
+from tailorbird.server.moments import text_ms
 
 
 def add_id_argument(parser: argparse.ArgumentParser, text: str) -> None:
@@ -61,20 +61,10 @@ def moment(text: str, latest: int) -> int:
     """Return milliseconds since 1970 UTC for `latest`, ISO 8601 (UTC where it has no offset) or milliseconds."""
     if text == "latest":
         return latest
-    if text.isdecimal():
-        return int(text)
     try:
-        parsed = datetime.fromisoformat(text)
+        return text_ms(text)
     except ValueError:
         raise CallerError(
             "BAD_ARGUMENT",
             f"expected latest, a date such as 2011-09-30T18:00, or milliseconds since 1970, got {text!r} in --at",
         ) from None
-    if parsed.tzinfo is None:
-        parsed = parsed.replace(tzinfo=UTC)
-    return round(parsed.timestamp() * 1_000)
-
-
-def moment_text(at: int) -> str:
-    """Return a moment as people read it, in UTC."""
-    return datetime.fromtimestamp(at / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -11,8 +11,9 @@ import msgspec
 
 from tailorbird.engine import DecideRequest, Decision
 from tailorbird.engine.errors import CallerError
-from tailorbird.server.commands.arguments import add_id_argument, moment, moment_text, pairs
+from tailorbird.server.commands.arguments import add_id_argument, moment, pairs
 from tailorbird.server.commands.data_directory import add_data_argument, opened
+from tailorbird.server.moments import moment_text
 
 NAME_WIDTH_MAX = 40
 

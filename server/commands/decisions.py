@@ -21,9 +21,10 @@ from tailorbird.engine.directory import Directory
 from tailorbird.engine.durations import duration_ms
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.engine.log import LocalLog
-from tailorbird.server.commands.arguments import add_id_argument, identifiers, moment, moment_text
+from tailorbird.server.commands.arguments import add_id_argument, identifiers, moment
 from tailorbird.server.commands.data_directory import add_data_argument, find_data_directory, opened
 from tailorbird.server.commands.decide import decision_lines
+from tailorbird.server.moments import moment_text
 
 FOLLOW_S = 0.2
 DIFFERENCES_SHOWN = 10

@@ -23,7 +23,7 @@ from tailorbird.engine.feature_table import FeatureTable
 from tailorbird.engine.profile import FeatureStatus
 from tailorbird.engine.pushes import PushedRow
 from tailorbird.engine.signals import IngestReport
-from tailorbird.server.commands.arguments import add_consent_arguments, moment, moment_text
+from tailorbird.server.commands.arguments import add_consent_arguments, moment
 from tailorbird.server.commands.data_directory import (
     CONFIGURATION,
     add_data_argument,
@@ -33,6 +33,7 @@ from tailorbird.server.commands.data_directory import (
 from tailorbird.server.commands.remote import add_address_arguments, feature_stub, remote_push
 from tailorbird.server.labels import read_labels
 from tailorbird.server.materialize import Materialized, Push, materialize
+from tailorbird.server.moments import moment_text
 from tailorbird.server.offline import ENGINES, table_columns, write_parquet
 from tailorbird.v1 import feature_service_pb2
 

@@ -7,9 +7,9 @@ import time
 
 from tailorbird.engine.durations import duration_ms
 from tailorbird.engine.errors import CallerError
-from tailorbird.server.commands.arguments import moment_text
 from tailorbird.server.commands.data_directory import add_data_argument, find_data_directory
 from tailorbird.server.keys import DEFAULT_TENANT, Key, KeyFile, Scope
+from tailorbird.server.moments import moment_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

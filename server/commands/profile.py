@@ -8,8 +8,9 @@ import msgspec
 
 from tailorbird.engine.consent import ConsentMasks, DataType, Purpose, bit
 from tailorbird.engine.profile import FeatureStatus, FeatureValue, Profile
-from tailorbird.server.commands.arguments import add_id_argument, identifiers, moment, moment_text
+from tailorbird.server.commands.arguments import add_id_argument, identifiers, moment
 from tailorbird.server.commands.data_directory import add_data_argument, opened
+from tailorbird.server.moments import moment_text
 
 PAIRS_SHOWN = 8
 

@@ -15,7 +15,7 @@ from tailorbird.bench import demo, engine, ingest, rpc, stages, workload
 from tailorbird.bench.world import World, WorldSettings
 from tailorbird.engine.configuration import parse_configuration
 from tailorbird.engine.errors import PreconditionFailed
-from tailorbird.engine.features import compile_features
+from tailorbird.engine.feature_compiler import compile_features
 from tailorbird.server.transport.choice import has_native
 
 

@@ -15,6 +15,8 @@ import pytest
 from tailorbird.engine import Engine, Item, Signal
 from tailorbird.engine.backfill import BackfillProgress
 from tailorbird.engine.errors import ConfigurationError, PreconditionFailed
+from tailorbird.engine.facts import FactKind, decode_fact
+from tailorbird.engine.log import LocalLog
 from tailorbird.engine.profile import FeatureStatus
 from tests.engine.shops import DAY, START, assert_replays_to_the_same, feature, open_shop, signal
 
@@ -225,6 +227,50 @@ def test_another_configuration_ends_a_backfill(tmp_path: Path) -> None:
         assert feature(engine, "visits").status is FeatureStatus.WARMING
         engine.backfill()
         assert feature(engine, "visits").value == 1.0
+
+
+def test_a_feature_declared_while_a_backfill_ends_is_not_ended_with_it(tmp_path: Path) -> None:
+    late = BASE + "  - {name: visits, signal: page_viewed, aggregate: count}\n"
+    newer = BASE + "  - {name: visits, version: 2, signal: product_viewed, aggregate: count}\n"
+    with open_shop(tmp_path, BASE) as engine:
+        ingest(engine, [signal("a", "page_viewed"), signal("b", "product_viewed")])
+        engine.configure(late)
+
+        def change(progress: BackfillProgress) -> None:
+            if progress.written == progress.found > 0:  # all chunks are written, the end is not
+                engine.configure(newer)
+
+        with pytest.raises(PreconditionFailed, match="CONFIGURATION_CHANGED"):
+            engine.backfill(change)
+        assert feature(engine, "visits").status is FeatureStatus.WARMING
+        engine.backfill()
+        assert feature(engine, "visits").value == 1.0
+    assert_replays_to_the_same(tmp_path)
+
+
+def test_each_text_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailorbird.engine.backfill.CHUNK_PEOPLE", 1)
+    monkeypatch.setattr("tailorbird.engine.backfill.CHUNK_TEXTS", 2)
+    with open_shop(tmp_path, BASE) as engine:
+        engine.put_items(catalogue())
+        ingest(engine, events(11, 0, 60))
+        engine.configure(BASE + "  - {name: latest, signal: product_viewed, aggregate: last(category)}\n")
+        arrived = iter(["saucers", "trays", "jugs"])
+
+        def meanwhile(progress: BackfillProgress) -> None:
+            if progress.written and (category := next(arrived, "")):
+                ingest(engine, [signal(category, "product_viewed", category=category)])
+
+        before = engine.flush()
+        engine.backfill(meanwhile)
+        facts = [
+            decode_fact(record.kind, record.payload)
+            for record in LocalLog.open(engine.directory.log, read_only=True).read(before, engine.position - before)
+            if record.kind == FactKind.BACKFILL
+        ]
+    texts = [text for fact in facts for text in fact.texts]
+    assert len(texts) == len(set(texts))
+    assert {*CATEGORIES, "saucers", "trays"} <= set(texts)
 
 
 def test_one_backfill_at_a_time(tmp_path: Path) -> None:

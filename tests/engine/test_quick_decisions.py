@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -86,19 +85,6 @@ class Pair:
             assert isinstance(expected, bytes)
             assert api.DecideResponse.FromString(found) == api.DecideResponse.FromString(expected)
         assert found == expected
-
-    def read(self, identifiers: dict[str, str]) -> None:
-        """Read features quickly and, where the mapping is no dict, the general way."""
-        if not identifiers:
-            return
-        features, found = np.arange(6, dtype=np.int32), list[Any]()
-        for mapping in (identifiers, MappingProxyType(identifiers)):
-            try:
-                values = self.quick.read_features(mapping, features)
-                found.append(None if values is None else values.tobytes())
-            except TailorbirdError as error:
-                found.append((error.reason, error.message))
-        assert found[0] == found[1]
 
     def start(self) -> None:
         """Begin to log in both, where they log, and number the ids of decisions alike."""
@@ -260,7 +246,6 @@ def test_a_quick_decision_is_the_general_one(tmp_path: Path, seed: int) -> None:
         clock.now += int(rng.integers(0, 20 * 60_000))
         for _ in range(8):
             pair.ask(random_request(rng, clock.now))
-            pair.read(random_identifiers(rng))
             asked += 1
     assert pair.quick.state_hash() == pair.general.state_hash()
     pair.close()

@@ -105,16 +105,26 @@ def test_of_whom_nothing_speaks_there_is_no_score_and_of_others_what_may_be_used
         assert scores(engine, "bare")[0] == [values[2]], "what consent masks is as if it were not there"
 
 
-def test_a_damaged_model_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_damaged_model_is_left_out_and_told_until_it_is_trained_again(tmp_path: Path) -> None:
     rows, _, labels = people(200, seed=6)
-    with open_shop(tmp_path, SHOP, clock=Clock(START + DAY)) as engine:
-        push(engine, rows)
+    shop = SHOP + "placements:\n  - {name: home, k: 3, retrieve: {whole_catalogue: true}}\n"
+
+    def train(engine: Engine) -> None:
         engine.train_score("propensity", "user_id", [row.person for row in rows], [START + 1] * 200, labels)
+
+    with open_shop(tmp_path, shop, clock=Clock(START + DAY)) as engine:
+        push(engine, rows)
+        train(engine)
         (file,) = engine.directory.models.glob("score-propensity-*.tbm")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with open_shop(tmp_path, SHOP) as engine:
+    with open_shop(tmp_path, shop, clock=Clock(START + DAY)) as engine:
         assert scores(engine, "u1") == ([0.5], [FeatureStatus.DEFAULTED])
         assert any("DAMAGED_MODEL" in text for text in engine.recovery)
+        engine.train_cooccurrence()
+        assert "DAMAGED_MODEL" in engine.decide(placement="home").degraded, "another model makes it no better"
+        train(engine)
+        assert "DAMAGED_MODEL" not in engine.decide(placement="home").degraded
+        assert scores(engine, "u1")[1] == [FeatureStatus.FRESH]
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
