@@ -1,6 +1,7 @@
 # make setup   a virtual environment with the `tailorbird` command, built from this tree
 # make test    lint, format, types, then every test
 # make demo    the generated shop, three visits
+# make fuzz    our codecs against protobuf's on damaged messages, with the sanitizers
 # make conformance   the transports against h2spec, grpcurl, grpc-go and grpcio (needs Go)
 # make bench   all benchmarks, quick sizes
 # make bench-peers   what benches measure against: Feast, Vowpal Wabbit, C++ gRPC
@@ -22,7 +23,7 @@ BUILT := setup.py pyproject.toml $(shell find protos native -name '*.proto' -o -
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup test lint types pytest test-debug conformance demo bench bench-peers clean FORCE
+.PHONY: setup test lint types pytest debug-build test-debug fuzz conformance demo bench bench-peers clean FORCE
 
 setup: $(STAMP)
 
@@ -58,12 +59,22 @@ types: setup
 pytest: setup
 	$(BIN)/python -m pytest
 
-# The kernels' tests on a build with all Cython checks and the address and undefined-behaviour sanitizers.
-test-debug: setup
-	TAILORBIRD_DEBUG_NATIVE=1 $(BIN)/python setup.py --quiet build --build-base build/debug --build-lib build/debug/lib
-	LD_PRELOAD=$$($(CC) -print-file-name=libasan.so):$$($(CC) -print-file-name=libubsan.so) \
-	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/debug/lib PYTHONMALLOC=malloc \
-	$(BIN)/python -m pytest tests/native tests/engine/test_quick_decisions.py tests/engine/test_servings.py
+# What compiled code is tested with: all Cython checks, the address and undefined-behaviour sanitizers.
+DEBUG := build/debug/lib
+SANITIZED = LD_PRELOAD=$$($(CC) -print-file-name=libasan.so):$$($(CC) -print-file-name=libubsan.so) \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(DEBUG):. PYTHONMALLOC=malloc $(BIN)/python
+
+debug-build: setup
+	TAILORBIRD_DEBUG_NATIVE=1 $(BIN)/python setup.py --quiet build --build-base build/debug --build-lib $(DEBUG)
+
+# The kernels' tests on that build.
+test-debug: debug-build
+	$(SANITIZED) -m pytest tests/native tests/engine/test_quick_decisions.py tests/engine/test_servings.py \
+		tests/server/test_wire_codec.py tests/server/test_signal_codec.py
+
+# Damaged messages for our codecs, protobuf's reading of them as the oracle; FUZZ="--seconds 600 --seed 7".
+fuzz: debug-build
+	$(SANITIZED) -m tests.fuzz_codecs $(FUZZ)
 
 # The programs are built once, at the versions tests/conformance/go.mod pins.
 CONFORMANCE := build/conformance

@@ -1,4 +1,4 @@
-"""Decide's messages, for the extensions that look ids up and decide."""
+"""The wire format and Decide's messages, for the extensions that read signals, look ids up and decide."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp
@@ -67,21 +67,13 @@ cdef class Asked:
     cdef bint read(self, bytes data, Py_ssize_t candidates_max) except *
 
 
-cdef class DecisionEncoder:
-    cdef tuple reasons
-    cdef tuple tiers
+cdef class Encoder:
     cdef uint8_t* buffer
     cdef size_t used
     cdef size_t room
 
     cdef bytes _encoded(self)
-    cdef int _decision(self, decision) except -1
-    cdef int _end_of_decision(self, const Answered* answered, tuple degraded) except -1
-    cdef int _item(self, item) except -1
-    cdef size_t _begin_item(self, const char* id_, size_t length, float score, float propensity) except? 0
-    cdef bytes _reasons(self, tuple reasons)
     cdef int _append(self, bytes encoded) except -1
-    cdef int _reason(self, reason) except -1
     cdef uint8_t* _make_room(self, size_t more) except NULL
     cdef int _key_and_number(self, uint32_t field, int64_t number) except -1
     cdef int _number(self, uint32_t field, int64_t number) except -1
@@ -93,5 +85,19 @@ cdef class DecisionEncoder:
     cdef int _close(self, size_t start) except -1
 
 
+cdef class DecisionEncoder(Encoder):
+    cdef tuple reasons
+    cdef tuple tiers
+
+    cdef int _decision(self, decision) except -1
+    cdef int _end_of_decision(self, const Answered* answered, tuple degraded) except -1
+    cdef int _item(self, item) except -1
+    cdef size_t _begin_item(self, const char* id_, size_t length, float score, float propensity) except? 0
+    cdef bytes _reasons(self, tuple reasons)
+    cdef int _reason(self, reason) except -1
+
+
+cdef bint read_text(const uint8_t** at, const uint8_t* end, Text* text) except *
+cdef Py_ssize_t number_of(tuple members, member) except -1
 cdef str str_of(const Text* text)
 cdef dict dict_of(const Pairs* pairs)

@@ -207,6 +207,79 @@ def decode_decide(bytes data not None, Py_ssize_t candidates_max):
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
+cdef class Encoder:
+    """Bytes of a message as they grow: fields one behind the other, as protobuf writes them; a value of 0 or no text is left out."""
+
+    def __dealloc__(self):
+        free(self.buffer)
+
+    cdef bytes _encoded(self):
+        return PyBytes_FromStringAndSize(<const char*>self.buffer, self.used)
+
+    cdef int _append(self, bytes encoded) except -1:
+        memcpy(self._make_room(PyBytes_GET_SIZE(encoded)), PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded))
+        self.used += PyBytes_GET_SIZE(encoded)
+        return 0
+
+    cdef uint8_t* _make_room(self, size_t more) except NULL:
+        cdef uint8_t* grown
+        if self.used + more > self.room:
+            grown = <uint8_t*>realloc(self.buffer, 2 * (self.used + more) + 1024)
+            if grown == NULL:
+                raise MemoryError()
+            self.buffer, self.room = grown, 2 * (self.used + more) + 1024
+        return self.buffer + self.used
+
+    cdef int _key_and_number(self, uint32_t field, int64_t number) except -1:
+        cdef uint8_t* at = self._make_room(20)
+        at = tb_varint_write(at, field << 3)
+        self.used = tb_varint_write(at, <uint64_t>number) - self.buffer
+        return 0
+
+    cdef int _number(self, uint32_t field, int64_t number) except -1:
+        return self._key_and_number(field, number) if number else 0
+
+    cdef int _float(self, uint32_t field, float number) except -1:
+        cdef uint8_t* at
+        cdef uint32_t bits
+        memcpy(&bits, &number, 4)
+        if bits:
+            at = tb_varint_write(self._make_room(14), field << 3 | 5)
+            memcpy(at, &bits, 4)
+            self.used = at + 4 - self.buffer
+        return 0
+
+    cdef int _text(self, uint32_t field, str text) except -1:
+        return self._any_text(field, text) if len(text) else 0
+
+    cdef int _any_text(self, uint32_t field, str text) except -1:
+        cdef Py_ssize_t length
+        cdef const char* bytes_ = PyUnicode_AsUTF8AndSize(text, &length)
+        return self._bytes(field, bytes_, length)
+
+    cdef int _bytes(self, uint32_t field, const char* bytes_, size_t length) except -1:
+        cdef uint8_t* at = self._make_room(20 + length)
+        at = tb_varint_write(at, field << 3 | 2)
+        at = tb_varint_write(at, length)
+        memcpy(at, bytes_, length)
+        self.used = at + length - self.buffer
+        return 0
+
+    cdef size_t _open(self, uint32_t field) except? 0:
+        """Begin a message in a field; its length, one byte for now, goes before what follows."""
+        self.used = tb_varint_write(self._make_room(11), field << 3 | 2) + 1 - self.buffer
+        return self.used
+
+    cdef int _close(self, size_t start) except -1:
+        cdef size_t length = self.used - start, size = tb_varint_bytes(self.used - start)
+        if size > 1:
+            self._make_room(size)
+            memmove(self.buffer + start + size - 1, self.buffer + start, length)
+            self.used += size - 1
+        tb_varint_write(self.buffer + start - 1, length)
+        return 0
+
+
 cdef class DecisionEncoder:
     """Writes decisions: of one request, of a page, of a batch.
 
@@ -215,9 +288,6 @@ cdef class DecisionEncoder:
 
     def __init__(self, tuple reasons not None, tuple tiers not None):
         self.reasons, self.tiers = reasons, tiers
-
-    def __dealloc__(self):
-        free(self.buffer)
 
     def encode(self, decision):
         """Return a `Decision` as DecideResponse."""
@@ -251,9 +321,6 @@ cdef class DecisionEncoder:
             self._close(inner)
             self._close(outer)
         return self._encoded()
-
-    cdef bytes _encoded(self):
-        return PyBytes_FromStringAndSize(<const char*>self.buffer, self.used)
 
     cdef int _decision(self, decision) except -1:
         cdef Answered answered
@@ -318,74 +385,11 @@ cdef class DecisionEncoder:
             self._reason(reason)
         return self._encoded()
 
-    cdef int _append(self, bytes encoded) except -1:
-        memcpy(self._make_room(PyBytes_GET_SIZE(encoded)), PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded))
-        self.used += PyBytes_GET_SIZE(encoded)
-        return 0
-
     cdef int _reason(self, reason) except -1:
         cdef size_t start = self._open(4)
         self._number(1, number_of(self.reasons, reason.reason))
         self._text(2, reason.detail)
         return self._close(start)
-
-    cdef uint8_t* _make_room(self, size_t more) except NULL:
-        cdef uint8_t* grown
-        if self.used + more > self.room:
-            grown = <uint8_t*>realloc(self.buffer, 2 * (self.used + more) + 1024)
-            if grown == NULL:
-                raise MemoryError()
-            self.buffer, self.room = grown, 2 * (self.used + more) + 1024
-        return self.buffer + self.used
-
-    cdef int _key_and_number(self, uint32_t field, int64_t number) except -1:
-        cdef uint8_t* at = self._make_room(20)
-        at = tb_varint_write(at, field << 3)
-        self.used = tb_varint_write(at, <uint64_t>number) - self.buffer
-        return 0
-
-    cdef int _number(self, uint32_t field, int64_t number) except -1:
-        return self._key_and_number(field, number) if number else 0
-
-    cdef int _float(self, uint32_t field, float number) except -1:
-        cdef uint8_t* at
-        cdef uint32_t bits
-        memcpy(&bits, &number, 4)
-        if bits:
-            at = tb_varint_write(self._make_room(14), field << 3 | 5)
-            memcpy(at, &bits, 4)
-            self.used = at + 4 - self.buffer
-        return 0
-
-    cdef int _text(self, uint32_t field, str text) except -1:
-        return self._any_text(field, text) if len(text) else 0
-
-    cdef int _any_text(self, uint32_t field, str text) except -1:
-        cdef Py_ssize_t length
-        cdef const char* bytes_ = PyUnicode_AsUTF8AndSize(text, &length)
-        return self._bytes(field, bytes_, length)
-
-    cdef int _bytes(self, uint32_t field, const char* bytes_, size_t length) except -1:
-        cdef uint8_t* at = self._make_room(20 + length)
-        at = tb_varint_write(at, field << 3 | 2)
-        at = tb_varint_write(at, length)
-        memcpy(at, bytes_, length)
-        self.used = at + length - self.buffer
-        return 0
-
-    cdef size_t _open(self, uint32_t field) except? 0:
-        """Begin a message in a field; its length, one byte for now, goes before what follows."""
-        self.used = tb_varint_write(self._make_room(11), field << 3 | 2) + 1 - self.buffer
-        return self.used
-
-    cdef int _close(self, size_t start) except -1:
-        cdef size_t length = self.used - start, size = tb_varint_bytes(self.used - start)
-        if size > 1:
-            self._make_room(size)
-            memmove(self.buffer + start + size - 1, self.buffer + start, length)
-            self.used += size - 1
-        tb_varint_write(self.buffer + start - 1, length)
-        return 0
 
 
 cdef Py_ssize_t number_of(tuple members, member) except -1:

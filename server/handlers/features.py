@@ -13,7 +13,7 @@ from tailorbird.engine.signals import IngestReport
 from tailorbird.server.handlers.waiting import reach
 from tailorbird.server.messages.consent import choice_from
 from tailorbird.server.messages.features import progress_message, rows_from, table_message
-from tailorbird.server.messages.signals import report_message
+from tailorbird.server.messages.signals import write_report
 from tailorbird.server.messages.wire import decode
 from tailorbird.server.transport import CallContext
 from tailorbird.server.writer import GroupWriter
@@ -50,10 +50,8 @@ class FeatureHandlers:
         def push() -> IngestReport:
             return self._engine.push_features(message.namespace, rows, source=message.source, consent=consent)
 
-        report = report_message(await self._writer.call(push, len(request_bytes)))
-        return feature_service_pb2.PushFeaturesResponse(
-            outcomes=report.outcomes, position=report.position
-        ).SerializeToString()
+        report = await self._writer.call(push, len(request_bytes))
+        return write_report(report.outcomes, report.position)
 
     async def backfill_features(self, request_bytes: bytes, context: CallContext) -> AsyncIterator[bytes]:
         """Answer BackfillFeatures. A caller that leaves does not stop it."""

@@ -8,10 +8,9 @@ from tailorbird.engine.errors import CallerError
 from tailorbird.engine.requests import DecideRequest, PagePart, PageRequest, Reason, Tier
 from tailorbird.native.wire import DecisionEncoder, decode_decide
 from tailorbird.server.messages.pairs import context_from, identifiers_from
-from tailorbird.server.messages.signals import signal_from
+from tailorbird.server.messages.signals import read_signal, signal_from
 from tailorbird.server.messages.wire import decode, split_repeated
 from tailorbird.v1 import decision_service_pb2 as api
-from tailorbird.v1 import signal_pb2
 
 # In the order of their numbers in decision_service.proto, from 1.
 TIERS = (Tier.PERSON, Tier.CONTEXT, Tier.POPULAR, Tier.CATALOGUE, Tier.EMPTY)
@@ -35,7 +34,7 @@ def read_request(data: bytes, candidates_max: int) -> DecideRequest:
         return _request_from(decode(api.DecideRequest, data), candidates_max)
     placement, identifiers, context, candidates, at, k, events, request_id, min_position = found
     try:
-        messages = [signal_pb2.Signal.FromString(event) for event in events] if events else []
+        signals = tuple([read_signal(event) for event in events])
     except DecodeError:
         return _request_from(decode(api.DecideRequest, data), candidates_max)
     return DecideRequest(
@@ -45,7 +44,7 @@ def read_request(data: bytes, candidates_max: int) -> DecideRequest:
         candidates=candidates,
         at=at,
         k=k,
-        events=tuple([signal_from(message) for message in messages]),
+        events=signals,
         request_id=request_id,
         min_position=min_position,
     )

@@ -3,24 +3,76 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
 
+from tailorbird.engine.consent import ConsentChoice
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.signals import IngestReport, Outcome, Signal, Status
+from tailorbird.native.signal_wire import OutcomeEncoder, SignalDecoder
 from tailorbird.server.messages.consent import choice_from
 from tailorbird.server.messages.pairs import context_from, duplicate_name, identifiers_from
-from tailorbird.v1 import feature_service_pb2, signal_pb2, signal_service_pb2
+from tailorbird.server.messages.wire import decode, split_repeated
+from tailorbird.v1 import consent_pb2, feature_service_pb2, signal_pb2, signal_service_pb2
+
+B = TypeVar("B", signal_service_pb2.IngestRequest, signal_service_pb2.IngestStreamRequest)
+A = TypeVar("A")
+R = TypeVar("R")
 
 Scalar = str | float | int | bool
 
 _LINE_TEXTS = ("product_id", "sku", "name", "category", "brand", "variant", "coupon")
 _LINE_NUMBERS = ("price", "quantity", "position")
-_STATUSES = {
-    Status.APPLIED: signal_service_pb2.SIGNAL_STATUS_APPLIED,
-    Status.DUPLICATE: signal_service_pb2.SIGNAL_STATUS_DUPLICATE,
-    Status.WITHHELD: signal_service_pb2.SIGNAL_STATUS_WITHHELD,
-    Status.REJECTED: signal_service_pb2.SIGNAL_STATUS_REJECTED,
-}
+# In the order of their numbers in signal_service.proto, from 1.
+STATUSES = (Status.APPLIED, Status.DUPLICATE, Status.WITHHELD, Status.REJECTED)
+SIGNALS_FIELD = signal_service_pb2.IngestRequest.SIGNALS_FIELD_NUMBER
+write_report = OutcomeEncoder(STATUSES).encode  # of IngestResponse, IngestStreamResponse and PushFeaturesResponse
+
+
+def read_batch(message_type: type[B], data: bytes, signals_max: int) -> tuple[Sequence[Signal | CallerError], str]:
+    """Return each signal of a batch, or what is wrong with it, and the source a stream asks about.
+
+    Raises `CallerError` BAD_MESSAGE, BAD_UTF8, BATCH_TOO_LARGE.
+    """
+    is_stream = message_type is signal_service_pb2.IngestStreamRequest
+    found = _DECODER.decode_batch(data, signals_max, is_stream)
+    return found if found is not None else _batch_by_protobuf(message_type, data, signals_max)
+
+
+def read_signal(data: bytes) -> Signal:
+    """Return the engine's signal. Raises protobuf's `DecodeError`, and `CallerError` as `signal_from` does."""
+    found = _DECODER.decode(data)
+    return found if found is not None else signal_from(signal_pb2.Signal.FromString(data))
+
+
+def _batch_by_protobuf(
+    message_type: type[B], data: bytes, signals_max: int
+) -> tuple[Sequence[Signal | CallerError], str]:
+    """Return a batch as `read_batch` does; for what our own codec leaves to protobuf's."""
+    messages: list[signal_pb2.Signal | CallerError]
+    try:
+        batch = decode(message_type, data)
+        messages = list(batch.signals)
+    except CallerError:
+        # protobuf refuses the whole batch for one bad text, so the signals are read one by one.
+        elements, rest = split_repeated(data, SIGNALS_FIELD)
+        batch = decode(message_type, rest)
+        messages = [_or_error(partial(decode, signal_pb2.Signal), element) for element in elements]
+    if len(messages) > signals_max:
+        raise CallerError(
+            "BATCH_TOO_LARGE",
+            f"expected at most limits.batch_signals_max = {signals_max} signals, got {len(messages)}; send several batches",
+        )
+    signals = [message if isinstance(message, CallerError) else _or_error(signal_from, message) for message in messages]
+    return signals, batch.source if isinstance(batch, signal_service_pb2.IngestStreamRequest) else ""
+
+
+def _or_error(read: Callable[[A], R], data: A) -> R | CallerError:
+    try:
+        return read(data)
+    except CallerError as error:
+        return error
 
 
 def signal_from(message: signal_pb2.Signal) -> Signal:
@@ -48,27 +100,10 @@ def signal_from(message: signal_pb2.Signal) -> Signal:
     )
 
 
-def report_message(report: IngestReport) -> signal_service_pb2.IngestResponse:
-    """Return the answer of a batch."""
-    return signal_service_pb2.IngestResponse(
-        outcomes=[_outcome(outcome) for outcome in report.outcomes], position=report.position
-    )
-
-
 def report_from(message: signal_service_pb2.IngestResponse | feature_service_pb2.PushFeaturesResponse) -> IngestReport:
     """Return the report an answer tells of."""
-    statuses = {number: status for status, number in _STATUSES.items()}
-    outcomes = (Outcome(statuses[o.status], o.reason, o.message, o.position) for o in message.outcomes)
+    outcomes = (Outcome(STATUSES[o.status - 1], o.reason, o.message, o.position) for o in message.outcomes)
     return IngestReport(tuple(outcomes), message.position)
-
-
-def _outcome(outcome: Outcome) -> signal_service_pb2.SignalOutcome:
-    return signal_service_pb2.SignalOutcome(
-        status=_STATUSES[outcome.status],
-        reason=outcome.reason,
-        message=outcome.message,
-        position=outcome.position,
-    )
 
 
 def _properties(messages: Iterable[signal_pb2.Property], where: str) -> dict[str, Scalar]:
@@ -105,3 +140,10 @@ def _line(message: signal_pb2.ProductLine, index: int) -> dict[str, Scalar]:
             )
         line[name] = value
     return line
+
+
+def _choice(encoded: bytes) -> ConsentChoice:
+    return choice_from(decode(consent_pb2.ConsentChoice, encoded))
+
+
+_DECODER = SignalDecoder(Signal, _choice, (CallerError,))

@@ -8,12 +8,12 @@ from tailorbird.engine.consent import Basis, ConsentMasks, DataType, Purpose, bi
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.profile import FeatureStatus, FeatureValue, Profile
 from tailorbird.engine.requests import DecidedItem, Decision, Reason, ReasonDetail, Tier
-from tailorbird.engine.signals import IngestReport, Outcome, Status
+from tailorbird.engine.signals import Outcome, Status
 from tailorbird.server.messages.consent import choice_from, standing_messages
 from tailorbird.server.messages.decisions import read_request, write_decision
 from tailorbird.server.messages.items import item_from
 from tailorbird.server.messages.profiles import profile_message
-from tailorbird.server.messages.signals import report_message, signal_from
+from tailorbird.server.messages.signals import signal_from, write_report
 from tailorbird.v1 import (
     catalog_service_pb2,
     consent_pb2,
@@ -245,8 +245,9 @@ def test_a_profile_is_answered_with_each_kind_of_value() -> None:
 
 
 def test_every_outcome_has_a_status() -> None:
-    report = IngestReport(tuple(Outcome(status, "R", "m", 3) for status in Status), 4)
-    names = [signal_service_pb2.SignalStatus.Name(outcome.status) for outcome in report_message(report).outcomes]
+    outcomes = [Outcome(status, "R", "m", 3) for status in Status]
+    message = signal_service_pb2.IngestResponse.FromString(write_report(outcomes, 4))
+    names = [signal_service_pb2.SignalStatus.Name(outcome.status) for outcome in message.outcomes]
     assert names == [f"SIGNAL_STATUS_{status.name}" for status in Status]
 
 

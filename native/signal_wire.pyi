@@ -1,0 +1,19 @@
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar, final
+
+S = TypeVar("S")
+
+class Unusual(Exception): ...
+
+@final
+class SignalDecoder(Generic[S]):
+    def __init__(
+        self, signal: type[S], choice: Callable[[bytes], object], refused: tuple[type[Exception], ...]
+    ) -> None: ...
+    def decode_batch(self, data: bytes, signals_max: int, is_stream: bool) -> tuple[list[S], str] | None: ...
+    def decode(self, data: bytes) -> S | None: ...
+
+@final
+class OutcomeEncoder:
+    def __init__(self, statuses: tuple[object, ...]) -> None: ...
+    def encode(self, outcomes: Iterable[Any], position: int, source_offset: int | None = None) -> bytes: ...
