@@ -148,6 +148,10 @@ cdef class ClientSession(Session):
             self.forget(stream)
             check(nghttp2_submit_rst_stream(self.session, NGHTTP2_FLAG_NONE, stream_id, NGHTTP2_CANCEL))
 
+    def leave(self):
+        """Say goodbye and give all calls up."""
+        check(nghttp2_session_terminate_session(self.session, NGHTTP2_NO_ERROR))
+
     # ---- what comes in -----------------------------------------------------------------------------------------------
 
     cdef int header(self, Stream stream, const uint8_t* name, size_t name_length, const uint8_t* value,

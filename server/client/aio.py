@@ -33,7 +33,7 @@ class AsyncChannel(StubFaces):
         self.calls = Calls(self.options)
         self._target = Target.parse(target)
         self._connections: list[AsyncConnection] = []
-        self._connecting = 0
+        self._opening: set[asyncio.Future[None]] = set()
         self._is_closed = False
 
     def unary(self, method: Method[Q, A]) -> AsyncUnaryCall[Q, A]:
@@ -87,23 +87,32 @@ class AsyncChannel(StubFaces):
         await self.close()
 
     async def _lease(self, deadline_s: float | None) -> AsyncConnection:
-        self._check_open()
-        count_max = max(1, self.options.connections_max - self._connecting)
-        found, self._connections, ended = least_busy(self._connections, count_max)
-        for connection in ended:
-            connection.close()
-        if found is not None:
-            return found
-        timeout_s = self.options.connect_timeout_s
-        if deadline_s is not None:
-            timeout_s = min(timeout_s, deadline_s - time.monotonic())
-        if timeout_s <= 0:
-            raise DEADLINE.error()
-        self._connecting += 1
+        while True:
+            self._check_open()
+            found, self._connections, ended = least_busy(
+                self._connections, self.options.connections_max, len(self._opening)
+            )
+            for connection in ended:
+                connection.close()
+            if found is not None:
+                return found
+            timeout_s = self.options.connect_timeout_s
+            if deadline_s is not None:
+                timeout_s = min(timeout_s, deadline_s - time.monotonic())
+            if timeout_s <= 0:
+                raise DEADLINE.error()
+            if len(self._opening) < self.options.connections_max:
+                return await self._open(timeout_s)
+            await asyncio.wait(self._opening, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _open(self, timeout_s: float) -> AsyncConnection:
+        opening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._opening.add(opening)
         try:
             made = await AsyncConnection.open(self._target, self.options, timeout_s)
         finally:
-            self._connecting -= 1
+            self._opening.remove(opening)
+            opening.set_result(None)
         self._connections.append(made)
         try:
             self._check_open()

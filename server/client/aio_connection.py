@@ -90,7 +90,7 @@ class AsyncConnection(asyncio.Protocol):
     def close(self) -> None:
         """End what runs, and the transport once it has written."""
         if not self._link.is_lost:
-            self._link.session.terminate(False)
+            self._link.session.leave()
             self._flush()
             self._link.lose("the channel was closed")
         if self._transport is not None:

@@ -32,6 +32,8 @@ class Channel(StubFaces):
         self.calls = Calls(self.options)
         self._target = Target.parse(target)
         self._lock = threading.Lock()
+        self._opened = threading.Condition(self._lock)
+        self._opening = 0
         self._connections: list[Connection] = []
         self._process = os.getpid()
         self._is_closed = False
@@ -88,30 +90,51 @@ class Channel(StubFaces):
         self.close()
 
     def _lease(self, deadline_s: float | None) -> Connection:
-        with self._lock:
-            if self._is_closed:
-                raise ValueError("expected an open channel, got one that was closed")
-            if self._process != os.getpid():
-                # The sockets are the parent's; a child that spoke on them would break its calls.
-                self._connections, self._process = [], os.getpid()
-            found, self._connections, ended = least_busy(self._connections, self.options.connections_max)
-        for connection in ended:
-            connection.close()
-        return found if found is not None else self._connect(deadline_s)
-
-    def _connect(self, deadline_s: float | None) -> Connection:
-        timeout_s = self.options.connect_timeout_s
+        options = self.options
+        until_s = time.monotonic() + options.connect_timeout_s
         if deadline_s is not None:
-            timeout_s = min(timeout_s, deadline_s - time.monotonic())
-        if timeout_s <= 0:
-            raise DEADLINE.error()
-        made = Connection(self._target, self.options, timeout_s)
+            until_s = min(until_s, deadline_s)
         with self._lock:
-            if not self._is_closed:
-                self._connections.append(made)
-                return made
-        made.close()
-        raise ValueError("expected an open channel, got one that was closed")
+            while True:
+                self._check_open()
+                found, self._connections, ended = least_busy(self._connections, options.connections_max, self._opening)
+                for connection in ended:
+                    connection.close()
+                if found is not None:
+                    return found
+                timeout_s = until_s - time.monotonic()
+                if timeout_s <= 0:
+                    raise DEADLINE.error()
+                if self._opening < options.connections_max:
+                    break
+                self._opened.wait(timeout_s)
+            self._opening += 1
+        return self._open(timeout_s)
+
+    def _open(self, timeout_s: float) -> Connection:
+        """Connect without the lock, so that calls on other connections go on meanwhile."""
+        made: Connection | None = None
+        try:
+            made = Connection(self._target, self.options, timeout_s)
+        finally:
+            with self._lock:
+                self._opening -= 1
+                if made is not None:
+                    self._connections.append(made)
+                self._opened.notify_all()
+        with self._lock:
+            self._check_open()
+        return made
+
+    def _check_open(self) -> None:
+        """Raise where the channel is closed; in a process that was forked off, forget its parent's connections."""
+        if self._process != os.getpid():
+            # A child that spoke on its parent's sockets would break the parent's calls.
+            self._connections, self._opening, self._process = [], 0, os.getpid()
+        if self._is_closed:
+            for connection in self._connections:
+                connection.close()
+            raise ValueError("expected an open channel, got one that was closed")
 
 
 class _Callable(Generic[Q, A]):

@@ -34,8 +34,14 @@ class Connection:
         self._news = threading.Condition(self._lock)
         self._has_reader = False
         self._unsent = b""
+        # What the one that reads must know of while it waits: a call given up, bytes the socket did not take.
+        self._nudged, self._nudge = socket.socketpair()
+        self._nudged.setblocking(False)
+        self._nudge.setblocking(False)
+        self._socket_fd = self._socket.fileno()
         self._poll = select.poll()
         self._poll.register(self._socket, _IN)
+        self._poll.register(self._nudged, _IN)
         self._polled = _IN
 
     @property
@@ -90,7 +96,7 @@ class Connection:
         with self._lock:
             self._link.cancel(exchange, outcome)
             self._flush()
-            self._news.notify_all()
+            self._tell()
 
     def wait(self, is_ready: Callable[[], bool], deadline_s: float | None) -> bool:
         """Return whether `is_ready` came true before the deadline; read for everybody if nobody does."""
@@ -108,13 +114,15 @@ class Connection:
                 finally:
                     self._has_reader = False
                     self._news.notify_all()
+                    if self._link.is_lost:
+                        self._close_sockets()
         return True
 
     def close(self) -> None:
         """End what runs, and the socket."""
         with self._lock:
             if not self._link.is_lost:
-                self._link.session.terminate(False)
+                self._link.session.leave()
                 self._flush()
             self._lose("the channel was closed")
 
@@ -134,8 +142,11 @@ class Connection:
             ready = self._poll.poll(None if timeout_s is None else max(1.0, timeout_s * 1_000))
         finally:
             self._lock.acquire()
-        for _, events in ready:
-            if events & ~_OUT:
+        for fd, events in ready:
+            if fd != self._socket_fd:
+                with suppress(BlockingIOError):
+                    self._nudged.recv(RECEIVE_BYTES)
+            elif events & ~_OUT:
                 self._receive()
         if ready and self._unsent:
             self._flush()
@@ -175,28 +186,27 @@ class Connection:
                 return
             self._unsent = data[sent:]
             if self._unsent:
-                # The one that reads does not know yet that there is something to write.
-                if self._has_reader:
-                    self._write_beside_reader()
-                    continue
+                self._tell()
                 return
 
-    def _write_beside_reader(self) -> None:
-        """Wait, without the lock, until the socket takes more."""
-        mine = select.poll()
-        mine.register(self._socket, _OUT)
-        self._lock.release()
-        try:
-            mine.poll(100)
-        finally:
-            self._lock.acquire()
+    def _tell(self) -> None:
+        """Let those who wait look again."""
+        if self._has_reader:
+            with suppress(BlockingIOError):
+                self._nudge.send(b"!")
+        self._news.notify_all()
 
     def _lose(self, why: str) -> None:
         if not self._link.is_lost:
             self._link.lose(why)
-        with suppress(OSError):
-            self._socket.close()
-        self._news.notify_all()
+        self._tell()
+        if not self._has_reader:
+            self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        for end in (self._socket, self._nudge, self._nudged):
+            with suppress(OSError):
+                end.close()
 
 
 def connect(target: Target, options: ChannelOptions, timeout_s: float) -> socket.socket:

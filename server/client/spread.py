@@ -19,11 +19,12 @@ class Usable(Protocol):
 C = TypeVar("C", bound=Usable)
 
 
-def least_busy(connections: Sequence[C], count_max: int) -> tuple[C | None, list[C], list[C]]:
-    """Return the one with the fewest in flight, or None where a new one should be opened; which to keep; which to close.
+def least_busy(connections: Sequence[C], count_max: int, opening_count: int) -> tuple[C | None, list[C], list[C]]:
+    """Return the one with the fewest in flight, or None where another is needed; which to keep; which to close.
 
-    One that takes no more calls is kept while calls run on it. With ties the longest unused comes first, for the chosen one
-    moves to the end.
+    Another is needed where all are busy and there are fewer than `count_max`, those counted that are being opened. One that
+    takes no more calls is kept while calls run on it. With ties the longest unused comes first, for the chosen one moves to
+    the end.
     """
     ended = [connection for connection in connections if not (connection.is_open or connection.in_flight)]
     kept = [connection for connection in connections if connection.is_open or connection.in_flight]
@@ -31,7 +32,7 @@ def least_busy(connections: Sequence[C], count_max: int) -> tuple[C | None, list
     if not usable:
         return None, kept, ended
     found = min(usable, key=lambda connection: connection.in_flight)
-    if found.in_flight and len(usable) < count_max:
+    if found.in_flight and len(usable) + opening_count < count_max:
         return None, kept, ended
     kept.remove(found)
     kept.append(found)
