@@ -20,6 +20,9 @@ from math import isclose
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from tailorbird.engine.compiled import namespaces_of
 from tailorbird.engine.configuration import read_configuration
 from tailorbird.engine.context import Contexts
@@ -294,7 +297,11 @@ class _LoggedServings(Servings):
             if at // 1_000 >= since_s:
                 items.exclude(numbers)
 
-    def of(self, fragment: bytes) -> list[Serving]:
+    def mentions(self, fragments: Sequence[bytes], since_s: int, position: int) -> list[npt.NDArray[np.uint32]]:
+        """Return the items served no longer ago than `since_s`, as often as they were: of all fragments together."""
+        return [np.array(numbers, np.uint32) for at, numbers in self.logged if at // 1_000 >= since_s]
+
+    def of(self, fragment: bytes, position: int) -> list[Serving]:
         """Return what was logged."""
         return list(self.logged)
 

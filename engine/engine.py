@@ -846,7 +846,7 @@ class Engine:
         if self._writer is None or not self._servings.waiting:
             return
         with self._reading:
-            taken = self._servings.take()
+            taken = self._servings.take(self._writer.position)
         try:
             self._writer.append(*taken)
         except BaseException:
