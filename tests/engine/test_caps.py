@@ -147,7 +147,7 @@ def test_impressions_in_a_request_count_in_its_answer(tmp_path: Path) -> None:
 def test_a_serving_counts_once_before_while_and_after_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_shop(tmp_path, CAPPED.replace("times: 2", "times: 5")) as engine:
+    with open_shop(tmp_path, CAPPED.replace("times: 2", "times: 3")) as engine:
         engine.put_items(items("a", "b"))
         engine.ingest([signal("s1", who=PHONE)])
         offered = ask(engine, "home", PHONE, 1)
@@ -167,7 +167,19 @@ def test_a_serving_counts_once_before_while_and_after_it_is_written(
         engine.flush()
         assert engine._servings.written == written
         offered += ask(engine, "home", PHONE, 3)
-        assert offered == "aaaaabb"
+        assert offered == "aaabbb-"
+
+
+def test_others_count_once_what_is_kept_for_a_batch(tmp_path: Path) -> None:
+    with open_shop(tmp_path, CAPPED.replace("times: 2", "times: 3")) as engine:
+        engine.put_items(items("a", "b"))
+        engine.ingest([signal("s1", who=PHONE)])
+        batch = engine.decide_each([DecideRequest(placement="home", identifiers=PHONE)] * 2)
+        next(batch)
+        engine.flush()
+        assert len(engine._servings._written) == 1
+        assert ask(engine, "home", PHONE, 3) == "aab"
+        batch.close()
 
 
 @pytest.mark.parametrize("flushed", range(4))
