@@ -14,6 +14,7 @@ from tailorbird.native.servings import ServedLog
 
 # When, and which items.
 Serving = tuple[int, tuple[int, ...]]
+NOT_KNOWN = 1 << 63  # no state reaches this position
 FACT_ROWS_MAX = 1_000  # so that no fact is near the largest record
 
 
@@ -77,8 +78,11 @@ class Servings:
         """Return what a fragment was served that a decision does not find in the state of a position."""
         return [serving for log in self.beside(position) for serving in log.of(fragment)]
 
-    def take(self, position: int) -> list[ServedFact | ServingsFact]:
-        """Return all that waits, to be written as one group from `position` on; `written` or `give_back` follows."""
+    def take(self, position: int = NOT_KNOWN) -> list[ServedFact | ServingsFact]:
+        """Return all that waits, to be written as one group from `position` on; `written` or `give_back` follows.
+
+        Where that is not known until it is written, whoever counts may meanwhile count what was taken twice.
+        """
         self._being_written, self.waiting, self._written_from = self.waiting, ServedLog(), position
         self._taken_firsts, self._firsts = self._firsts, {}
         self._set_logs()
@@ -89,8 +93,13 @@ class Servings:
             *(ServingsFact(names, rows[start : start + FACT_ROWS_MAX]) for start in starts),
         ]
 
-    def written(self) -> None:
-        """Forget what was taken: decisions from now on find it in the state."""
+    def written(self, visible_from: int = 0) -> None:
+        """Forget what was taken: decisions from now on find it in the state.
+
+        `visible_from` is the position from which the state has it, for whoever took it without knowing.
+        """
+        if visible_from:
+            self._written_from = visible_from - 1
         assert self._being_written is not None
         if self._batch_count:
             self._written.append((self._written_from, self._being_written))

@@ -170,6 +170,23 @@ def test_a_serving_counts_once_before_while_and_after_it_is_written(
         assert offered == "aaabbb-"
 
 
+def test_what_another_process_writes_counts_once_when_it_says_where(tmp_path: Path) -> None:
+    with open_shop(tmp_path, CAPPED.replace("times: 2", "times: 3")) as engine:
+        engine.put_items(items("a", "b"))
+        engine.ingest([signal("s1", who=PHONE)])
+        assert ask(engine, "home", PHONE, 1) == "a"
+        batch = engine.decide_each([DecideRequest(placement="home", identifiers=PHONE)] * 3)
+        offered = next(batch)
+        taken = engine._servings.take()
+        engine._servings.written(engine.writer.append(*taken))
+        assert ask(engine, "home", PHONE, 2) == "ab"
+        assert [ids(decision) for decision in (offered, *batch) if isinstance(decision, Decision)] == [
+            ["a"],
+            ["b"],
+            ["b"],
+        ]
+
+
 def test_others_count_once_what_is_kept_for_a_batch(tmp_path: Path) -> None:
     with open_shop(tmp_path, CAPPED.replace("times: 2", "times: 3")) as engine:
         engine.put_items(items("a", "b"))

@@ -33,10 +33,8 @@ from tests.engine.worlds import Clock
 
 REFUSING = {"user_id": "u-900002"}
 SIGNALS, GROUP = 6_000, 100
-REGULAR = (
-    {"user_id": "u-900001"},
-    {"anonymous_id": "c-900001"},
-)  # one person, asked about so often that caps are reached
+# One person on two devices, asked about so often that caps are reached.
+REGULAR = {"user_id": "u-900001"}, {"anonymous_id": "c-900001"}
 SEED = 20_261_125
 SETTINGS = WorldSettings(seed=SEED, people=150, items=400, refusing_share=0.1)
 # Few candidates each, so that orders derived from the counts decide who is one; half of the given candidates are kept.
