@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from tailorbird.native import history as native_history
+from tailorbird.native.mentions import MentionCount
+from tailorbird.native.scoring import ItemTable
 
 
 class ListCap(NamedTuple):
@@ -20,36 +18,35 @@ class ListCap(NamedTuple):
     consent: int
 
 
-class MentionCount:
-    """Counts the mentions of items in lists of one person, for one decision at `at` (ms).
+class CapCount:
+    """Counts mentions of items in the lists of one person, one decision after the other.
 
-    Every mention within the window counts, of whichever device and whichever placement; nothing may be added twice.
+    Every mention within the window counts, of whichever device and whichever placement; whoever adds sees to it that none is
+    added twice. `since_s` has the code of each list that counts, with the time in seconds since 1970 from which it does.
     """
 
-    def __init__(self, caps: Iterable[ListCap], permitted: int, at: int) -> None:
+    def __init__(self) -> None:
+        self.since_s: dict[int, int] = {}
         self._times: dict[int, int] = {}
-        self.since_s: dict[int, int] = {}  # by the code of a list, in seconds since 1970
-        self._found: dict[int, list[npt.NDArray[np.uint32]]] = {}
+        self._counts: dict[int, MentionCount] = {}
+
+    def begin(self, caps: Iterable[ListCap], permitted: int, at: int) -> None:
+        """Begin to count what consent permits, for a decision at `at` (ms)."""
+        self.since_s.clear()
         for cap in caps:
             if permitted & cap.consent:
-                self._times[cap.code] = cap.times
                 self.since_s[cap.code] = (at - cap.window_ms) // 1000
-                self._found[cap.code] = []
+                self._times[cap.code] = cap.times
+                self.of(cap.code).clear()
 
-    def add_chunk(self, code: int, chunk: bytes) -> None:
-        """Add the entries of a chunk of a list, where it is one that counts."""
-        if code in self.since_s:
-            self._found[code].append(native_history.read_chunk(chunk, self.since_s[code])[0])
+    def of(self, code: int) -> MentionCount:
+        """Return what counts the mentions in a list."""
+        found = self._counts.get(code)
+        if found is None:
+            found = self._counts[code] = MentionCount()
+        return found
 
-    def add(self, code: int, numbers: npt.NDArray[np.uint32]) -> None:
-        """Add mentions within the window of a list that counts: an item number each."""
-        self._found[code].append(numbers)
-
-    def reached(self) -> list[int]:
-        """Return the numbers of the items that have reached a cap."""
-        reached: list[int] = []
-        for code, found in self._found.items():
-            if found:
-                numbers, counts = np.unique(np.concatenate(found), return_counts=True)
-                reached += numbers[counts >= self._times[code]].tolist()
-        return reached
+    def exclude(self, items: ItemTable) -> None:
+        """Keep out of a ranking what has reached a cap."""
+        for code in self.since_s:
+            self._counts[code].exclude(items, self._times[code])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from tailorbird.engine.applier import LIST_KINDS, product_lines
-from tailorbird.engine.caps import ListCap, MentionCount
+from tailorbird.engine.caps import CapCount, ListCap
 from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.configuration import Placement
 from tailorbird.engine.consent import ALL_BITS, ConsentMasks, DataType, Purpose, bit, permitted
@@ -192,6 +192,7 @@ class Decider:
         self._weights = np.zeros(64, np.float32)
         self._items = np.zeros(128, np.uint32)
         self._times = np.zeros(128, np.int64)
+        self._capped = CapCount()
 
     # ---- the decision --------------------------------------------------------------------------------------------
 
@@ -470,8 +471,6 @@ class Decider:
 
     def _is_quick(self, placed: Placed) -> bool:
         """Return whether nothing but popularity and the person's vector ranks what is given."""
-        if placed.caps:  # Mentions are counted by `decide` alone.
-            return False
         return not placed.affinity and (self.evidence.neighbours is None or not (placed.recent or placed.speaking))
 
     def _quick_plan(self, placed: Placed) -> QuickPlan:
@@ -489,6 +488,7 @@ class Decider:
             vector=placed.vector if placed.vector is not None else np.zeros(0, np.int32),
             vector_log=placed.vector_log,
             windows=placed.windows,
+            caps=placed.caps,
         )
 
     def _quick_context(self, context: dict[str, str], at: int) -> QuickContext | None:
@@ -736,8 +736,9 @@ class Decider:
         for code, window_ms, consent in placed.windows:
             if person.permitted & consent:
                 since[code] = (at - window_ms) // 1000
-        counted = MentionCount(placed.caps, person.permitted, at)
-        read = since.keys() | counted.since_s.keys()
+        capped = self._capped
+        capped.begin(placed.caps, person.permitted, at)
+        read = since.keys() | capped.since_s.keys()
         if not read:
             return mentions
         cursor = person.cursor
@@ -753,29 +754,30 @@ class Decider:
                     items.exclude_listed(chunk, since[code])
                     if code in placed.speaking:
                         mentions.append(native_history.read_chunk(chunk, since[code]))
-                counted.add_chunk(code, chunk)
+                if code in capped.since_s:
+                    capped.of(code).add_chunk(chunk, capped.since_s[code])
                 if key[16] == last and key.endswith(OLDEST_CHUNK):
                     break
                 more = cursor.next()
             if SERVED_CODE in since:
                 items.exclude_served(self.evidence.served, fragment, since[SERVED_CODE])
                 self.servings.exclude(items, fragment, since[SERVED_CODE])
-        if counted.since_s:
-            self._count_mentions(counted, person.fragments, given)
-            items.exclude(counted.reached())
+        if capped.since_s:
+            self._count_mentions(capped, person.fragments, given)
+            capped.exclude(items)
         return mentions
 
-    def _count_mentions(self, counted: MentionCount, fragments: Sequence[bytes], given: Given) -> None:
-        """Add what was served and is in no list yet, and what the events of the request bring."""
-        since_s = counted.since_s.get(SERVED_CODE)
+    def _count_mentions(self, capped: CapCount, fragments: Sequence[bytes], given: Given) -> None:
+        """Count what was served and is in no list yet, and what the events of the request bring."""
+        since_s = capped.since_s.get(SERVED_CODE)
         if since_s is not None:
+            counted = capped.of(SERVED_CODE)
             for fragment in fragments:
-                counted.add(SERVED_CODE, self.evidence.served.mentions(fragment, since_s))
-            for numbers in self.servings.mentions(fragments, since_s, self.evidence.head.position):
-                counted.add(SERVED_CODE, numbers)
+                counted.add_served(self.evidence.served, fragment, since_s)
+            self.servings.count(counted, fragments, since_s, self.evidence.head.position)
         for code, number, time in given.listed:
-            if code in counted.since_s and time // 1000 >= counted.since_s[code]:
-                counted.add(code, np.array([number], np.uint32))
+            if code in capped.since_s and time // 1000 >= capped.since_s[code]:
+                capped.of(code).add((number,))
 
     def _affinities(self, view: RecordView, placed: Placed, at: int, permitted: int) -> list[Affinity]:
         """Return, per attribute, P(value | person) / P(value): the person's weights with the shop's shares as the prior."""

@@ -20,9 +20,6 @@ from math import isclose
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from tailorbird.engine.compiled import namespaces_of
 from tailorbird.engine.configuration import read_configuration
 from tailorbird.engine.context import Contexts
@@ -42,6 +39,7 @@ from tailorbird.engine.signals import Signal
 from tailorbird.engine.statistics import Cell
 from tailorbird.engine.store import Store
 from tailorbird.engine.writer import Writer
+from tailorbird.native.mentions import MentionCount
 from tailorbird.native.scoring import ItemTable
 
 _COUNTS = ("candidate_count", "excluded_count", "unknown_candidate_count", "degraded")
@@ -297,9 +295,11 @@ class _LoggedServings(Servings):
             if at // 1_000 >= since_s:
                 items.exclude(numbers)
 
-    def mentions(self, fragments: Sequence[bytes], since_s: int, position: int) -> list[npt.NDArray[np.uint32]]:
-        """Return the items served no longer ago than `since_s`, as often as they were: of all fragments together."""
-        return [np.array(numbers, np.uint32) for at, numbers in self.logged if at // 1_000 >= since_s]
+    def count(self, counted: MentionCount, fragments: Sequence[bytes], since_s: int, position: int) -> None:
+        """Count what was served no longer ago than `since_s`, to all fragments together."""
+        for at, numbers in self.logged:
+            if at // 1_000 >= since_s:
+                counted.add(numbers)
 
     def of(self, fragment: bytes, position: int) -> list[Serving]:
         """Return what was logged."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from tailorbird.engine.facts import ServedFact, ServingsFact
 from tailorbird.engine.state import SERVED_ROW_BYTES_MAX
+from tailorbird.native.mentions import MentionCount
 from tailorbird.native.scoring import ItemTable
 from tailorbird.native.servings import ServedLog
 
@@ -70,9 +68,11 @@ class Servings:
             found.append(self._being_written)
         return [*found, self.waiting]
 
-    def mentions(self, fragments: Sequence[bytes], since_s: int, position: int) -> list[npt.NDArray[np.uint32]]:
-        """Return the items fragments were served no longer ago than `since_s`, beside the state of a position, as often as they were."""
-        return [log.mentions(fragment, since_s) for log in self.beside(position) for fragment in fragments]
+    def count(self, counted: MentionCount, fragments: Sequence[bytes], since_s: int, position: int) -> None:
+        """Count what fragments were served no longer ago than `since_s`, beside the state of a position."""
+        for log in self.beside(position):
+            for fragment in fragments:
+                counted.add_served(log, fragment, since_s)
 
     def of(self, fragment: bytes, position: int) -> list[Serving]:
         """Return what a fragment was served that a decision does not find in the state of a position."""

@@ -94,29 +94,6 @@ cdef class ServedLog:
         found.reverse()
         return found
 
-    def mentions(self, bytes fragment not None, int64_t since_s):
-        """Return the items (uint32) of the servings of a fragment that are no older than `since_s`, seconds since 1970, each as
-        often as it was served, the newest serving first."""
-        cdef uint64_t newest = tb_served_newest(&self.log, <const uint8_t*>_fragment(fragment)), place = newest
-        cdef tb_served* served
-        cdef size_t total = 0, count
-        while place != TB_NOWHERE:
-            served = tb_served_at(&self.log, place)
-            if served.serving.at // 1000 >= since_s:
-                total += served.serving.item_count
-            place = tb_served_before(&self.log, place)
-        out = np.empty(total, np.uint32)
-        cdef uint32_t[::1] items = out
-        place, total = newest, 0
-        while place != TB_NOWHERE:
-            served = tb_served_at(&self.log, place)
-            count = served.serving.item_count
-            if count and served.serving.at // 1000 >= since_s:
-                memcpy(&items[total], tb_served_items(served), count * sizeof(uint32_t))
-                total += count
-            place = tb_served_before(&self.log, place)
-        return out
-
     def drop(self):
         """Forget the oldest serving. Raises IndexError without one."""
         if self.log.count == 0:

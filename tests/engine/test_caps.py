@@ -245,20 +245,22 @@ def test_a_page_counts_what_its_earlier_placements_took_once(tmp_path: Path) -> 
         assert answers == [[["a"], ["b"]], [["a"], ["b"]], [["c"], ["a"]]]
 
 
-def test_the_quick_way_leaves_a_placement_with_caps_to_the_general_one(tmp_path: Path) -> None:
+def test_the_quick_way_counts_too_and_is_taken(tmp_path: Path) -> None:
+    """That it says the same as the general one, tests/engine/test_quick_decisions.py has."""
     plain = {"anonymous_id": "v-77"}
     with open_shop(tmp_path, CAPPED) as engine:
         engine.put_items(items("a", "b"))
         engine.ingest([signal("s1", who=plain)])
         who = [identity_pb2.Identifier(namespace="anonymous_id", value="v-77")]
-        asked = {
-            name: api.DecideRequest(placement=name, identifiers=who, candidate_ids=["a", "b"]).SerializeToString()
-            for name in ("home", "free")
-        }
-        assert engine.decide_encoded(asked["home"]) is None
-        assert engine.decide_encoded(asked["free"]) is not None
-        given = [ids(engine.decide(placement="home", identifiers=plain, candidates=("a", "b"))) for _ in range(3)]
-        assert given == [["a"], ["b"], ["b"]]
+        asked = api.DecideRequest(placement="home", identifiers=who, candidate_ids=["b", "a"]).SerializeToString()
+        offered = ""
+        for step in range(6):
+            answer = engine.decide_encoded(asked)
+            assert answer is not None
+            offered += "".join(item.item_id for item in api.DecideResponse.FromString(answer).items) or "-"
+            if step % 2:
+                engine.flush()
+        assert offered == "aabb--"
 
 
 def test_servings_are_kept_for_as_long_as_a_cap_looks_back(tmp_path: Path) -> None:

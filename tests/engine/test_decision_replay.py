@@ -16,7 +16,7 @@ from pyarrow import parquet
 from tailorbird.bench.ingest import preset
 from tailorbird.bench.world import CONSENT, World, WorldSettings
 from tailorbird.engine import DecideRequest, Decision, Engine
-from tailorbird.engine.caps import MentionCount
+from tailorbird.engine.caps import CapCount
 from tailorbird.engine.consent import parse_choice
 from tailorbird.engine.decision_id import DecisionIds
 from tailorbird.engine.decision_log import read_all
@@ -205,7 +205,7 @@ def test_a_logged_day_replays_to_identical_decisions(day: Day) -> None:
 
 def test_what_caps_kept_back_that_day_is_replayed_by_counting(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replayed without counting, the decisions that caps changed differ, and no others."""
-    monkeypatch.setattr(MentionCount, "reached", lambda count: [])
+    monkeypatch.setattr(CapCount, "exclude", lambda count, items: None)
     differing = [
         each.stored.logged() for each in outcomes(day, list(read_all(day.path / "decisions"))) if each.difference
     ]
