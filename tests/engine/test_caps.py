@@ -33,7 +33,7 @@ placements:
     caps: {served: {times: 3, window: 1h}, shown: {times: 2, window: 2h}}
   - {name: free, k: 1, retrieve: {whole_catalogue: true}, exclude: {}}
 """
-PHONE, LAPTOP, ACCOUNT = {"anonymous_id": "phone"}, {"anonymous_id": "laptop"}, {"user_id": "u-7001"}
+PHONE, LAPTOP, ACCOUNT = {"anonymous_id": "v-77001"}, {"anonymous_id": "v-77002"}, {"user_id": "u-7001"}
 
 
 def impression(
@@ -43,9 +43,13 @@ def impression(
     return signal(message_id, "items_shown", at, who=who, consent=parse_choice(consent), products=lines)
 
 
-def ask(engine: Engine, placement: str, who: dict[str, str], count: int) -> str:
-    """Return what is offered one time after the other, `-` for nothing."""
-    return "".join("".join(ids(engine.decide(placement=placement, identifiers=who))) or "-" for _ in range(count))
+def ask(engine: Engine, placement: str, who: dict[str, str], count: int, candidates: tuple[str, ...] = ()) -> str:
+    """Return what is offered one time after the other, `-` for nothing; of given candidates by the quick way."""
+    found = ""
+    for _ in range(count):
+        request = DecideRequest(placement=placement, identifiers=who, candidates=candidates)
+        found += "".join(ids(engine.decide(request))) or "-"
+    return found
 
 
 def test_an_item_is_served_so_often_and_comes_back_after_the_window(tmp_path: Path) -> None:
@@ -82,7 +86,7 @@ def test_what_two_devices_of_one_person_were_shown_is_counted_together(tmp_path:
         engine.ingest([signal("l1", who=PHONE | ACCOUNT), signal("l2", who=LAPTOP | ACCOUNT)])
         for who in (PHONE, LAPTOP, ACCOUNT, PHONE | LAPTOP | ACCOUNT):
             assert ask(engine, "seen", who, 2) == "bb"
-        engine.split(("anonymous_id", "laptop"))
+        engine.split(("anonymous_id", LAPTOP["anonymous_id"]))
         assert ask(engine, "seen", PHONE, 1) == ask(engine, "seen", LAPTOP, 1) == "a"
         clock.now += HOUR + 1_000
         assert ask(engine, "seen", PHONE, 1) == "a"
@@ -141,45 +145,63 @@ def test_impressions_in_a_request_count_in_its_answer(tmp_path: Path) -> None:
         assert ids(engine.decide(placement="seen", events=twice)) == ["b"]
 
 
+def _counting_quick(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Decision]:
+    """Return a list that fills with the decisions made the quick way."""
+    made: list[Decision] = []
+    quickly = engine._decider.decide_quickly
+
+    def decided(request: DecideRequest, now: int) -> Decision | None:
+        found = quickly(request, now)
+        made.extend([] if found is None else [found])
+        return found
+
+    monkeypatch.setattr(engine._decider, "decide_quickly", decided)
+    return made
+
+
 # ---- wherever a serving is ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("given", [(), ("b", "a")])
 def test_a_serving_counts_once_before_while_and_after_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...]
 ) -> None:
     with open_shop(tmp_path, CAPPED.replace("times: 2", "times: 3")) as engine:
         engine.put_items(items("a", "b"))
         engine.ingest([signal("s1", who=PHONE)])
-        offered = ask(engine, "home", PHONE, 1)
+        quickly = _counting_quick(engine, monkeypatch)
+        offered = ask(engine, "home", PHONE, 1, given)
         append, written = engine.writer.append, engine._servings.written
 
         def appended(*facts: object) -> int:
             nonlocal offered
-            offered += ask(engine, "home", PHONE, 1)  # being written
+            offered += ask(engine, "home", PHONE, 1, given)  # being written
             position = append(*facts)  # type: ignore[arg-type]
-            offered += ask(engine, "home", PHONE, 1)  # in the state, and still held beside it
+            offered += ask(engine, "home", PHONE, 1, given)  # in the state, and still held beside it
             return position
 
         monkeypatch.setattr(engine.writer, "append", appended)
         engine.flush()
         monkeypatch.setattr(engine.writer, "append", append)
-        offered += ask(engine, "home", PHONE, 1)
+        offered += ask(engine, "home", PHONE, 1, given)
         engine.flush()
         assert engine._servings.written == written
-        offered += ask(engine, "home", PHONE, 3)
+        offered += ask(engine, "home", PHONE, 3, given)
         assert offered == "aaabbb-"
+        assert len(quickly) == (7 if given else 0)
 
 
-def test_what_another_process_writes_counts_once_when_it_says_where(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [(), ("b", "a")])
+def test_what_another_process_writes_counts_once_when_it_says_where(tmp_path: Path, given: tuple[str, ...]) -> None:
     with open_shop(tmp_path, CAPPED.replace("times: 2", "times: 3")) as engine:
         engine.put_items(items("a", "b"))
         engine.ingest([signal("s1", who=PHONE)])
-        assert ask(engine, "home", PHONE, 1) == "a"
+        assert ask(engine, "home", PHONE, 1, given) == "a"
         batch = engine.decide_each([DecideRequest(placement="home", identifiers=PHONE)] * 3)
         offered = next(batch)
         taken = engine._servings.take()
         engine._servings.written(engine.writer.append(*taken))
-        assert ask(engine, "home", PHONE, 2) == "ab"
+        assert ask(engine, "home", PHONE, 2, given) == "ab"
         assert [ids(decision) for decision in (offered, *batch) if isinstance(decision, Decision)] == [
             ["a"],
             ["b"],
@@ -187,7 +209,8 @@ def test_what_another_process_writes_counts_once_when_it_says_where(tmp_path: Pa
         ]
 
 
-def test_others_count_once_what_is_kept_for_a_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [(), ("b", "a")])
+def test_others_count_once_what_is_kept_for_a_batch(tmp_path: Path, given: tuple[str, ...]) -> None:
     with open_shop(tmp_path, CAPPED.replace("times: 2", "times: 3")) as engine:
         engine.put_items(items("a", "b"))
         engine.ingest([signal("s1", who=PHONE)])
@@ -195,7 +218,7 @@ def test_others_count_once_what_is_kept_for_a_batch(tmp_path: Path) -> None:
         next(batch)
         engine.flush()
         assert len(engine._servings._written) == 1
-        assert ask(engine, "home", PHONE, 3) == "aab"
+        assert ask(engine, "home", PHONE, 3, given) == "aab"
         batch.close()
 
 
