@@ -6,14 +6,13 @@ acknowledged change of stock is in force in the next decision.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
 import numpy.typing as npt
 
-from tailorbird.engine.compiled import CompiledConfiguration
-from tailorbird.engine.configuration import Placement
+from tailorbird.engine.configuration import Configuration
 from tailorbird.engine.errors import Damaged
 from tailorbird.engine.state import CHANGES_KEPT, ItemRow, decode_item
 from tailorbird.engine.store import Head, Store, u32, u64
@@ -21,20 +20,33 @@ from tailorbird.engine.symbols import NO_SYMBOL, symbol_of
 from tailorbird.native.scoring import ItemTable
 
 
+class Rule(NamedTuple):
+    """Which items a placement admits: by attribute the values, and the tags that it wants all of."""
+
+    where: dict[str, list[str]]
+    tags: list[str]
+
+
 class Catalogue:
     """Item columns with the names and rules that go with them."""
 
-    def __init__(self, compiled: CompiledConfiguration) -> None:
-        self.compiled = compiled
-        configuration = compiled.configuration
+    def __init__(self, configuration: Configuration) -> None:
         self.attributes = configuration.attributes
         self.items = ItemTable(len(self.attributes), configuration.embedding_dimension)
         self.names: list[str] = []
         self.followed = 0
         self.version = 0
-        self._rules = {p.name: p for p in configuration.placements if p.where or p.tags}
+        self._rules = _rules_of(configuration)
         # By placement with rules of its own.
         self.allowances: dict[str, npt.NDArray[np.uint8]] = {name: np.zeros(1024, np.uint8) for name in self._rules}
+
+    def fits(self, configuration: Configuration) -> bool:
+        """Return whether another configuration has the same columns and rules: then it may go on with this catalogue."""
+        return (
+            self.attributes == configuration.attributes
+            and self.items.dimension == configuration.embedding_dimension
+            and self._rules == _rules_of(configuration)
+        )
 
     def follow(self, store: Store, txn: lmdb.Transaction[Any], head: Head) -> None:
         """Take in every item changed since the last call."""
@@ -71,19 +83,23 @@ class Catalogue:
             self.names.append(item.name)
         else:
             self.names[number] = item.name
-        for name, placement in self._rules.items():
+        for name, rule in self._rules.items():
             allowed = self.allowances[name]
             if number >= len(allowed):
                 self.allowances[name] = allowed = np.concatenate([allowed, np.zeros_like(allowed)])
-            allowed[number] = _satisfies(placement, row)
+            allowed[number] = _satisfies(rule, row)
 
     def allowed(self, placement: str) -> npt.NDArray[np.uint8] | None:
         """Return which items a placement's own rules admit, None when it has none."""
         return self.allowances.get(placement)
 
 
-def _satisfies(placement: Placement, row: ItemRow) -> bool:
+def _rules_of(configuration: Configuration) -> dict[str, Rule]:
+    return {p.name: Rule(p.where, p.tags) for p in configuration.placements if p.where or p.tags}
+
+
+def _satisfies(rule: Rule, row: ItemRow) -> bool:
     attributes, tags = row.item.attributes, row.item.tags
-    return all(attributes.get(name) in values for name, values in placement.where.items()) and all(
-        tag in tags for tag in placement.tags
+    return all(attributes.get(name) in values for name, values in rule.where.items()) and all(
+        tag in tags for tag in rule.tags
     )

@@ -44,7 +44,8 @@ class CompiledConfiguration:
     plans: Mapping[str, SignalPlan]
     namespaces: Mapping[str, Namespace]
     exclusion_windows_ms: Mapping[str, Mapping[ItemList, int]]
-    served_window_ms: int  # the longest for which a placement does not offer again what was served
+    cap_windows_ms: Mapping[str, Mapping[ItemList, int]]
+    served_window_ms: int  # the longest for which a placement looks back at what was served
     event_age_max_ms: int
     event_ahead_max_ms: int
     duplicate_window_ms: int
@@ -86,6 +87,13 @@ def compile_configuration(
         }
         for placement in configuration.placements
     }
+    cap_windows = {
+        placement.name: {
+            kind: duration_ms(cap.window, f"caps.{kind.value} in placement {placement.name!r}")
+            for kind, cap in placement.caps.items()
+        }
+        for placement in configuration.placements
+    }
     limits, statistics = configuration.limits, configuration.statistics
     return CompiledConfiguration(
         version=version,
@@ -96,7 +104,10 @@ def compile_configuration(
         plans=plans,
         namespaces=namespaces_of(configuration),
         exclusion_windows_ms=windows,
-        served_window_ms=max((window.get(ItemList.SERVED, 0) for window in windows.values()), default=0),
+        cap_windows_ms=cap_windows,
+        served_window_ms=max(
+            (window.get(ItemList.SERVED, 0) for window in (*windows.values(), *cap_windows.values())), default=0
+        ),
         event_age_max_ms=duration_ms(limits.event_age_max, "limits.event_age_max"),
         event_ahead_max_ms=duration_ms(limits.event_ahead_max, "limits.event_ahead_max"),
         duplicate_window_ms=duration_ms(limits.duplicate_window, "limits.duplicate_window"),

@@ -154,8 +154,15 @@ class Rank(_Section, frozen=True):
     vector: Vector | None = None
 
 
+class Cap(_Section, frozen=True):
+    """How often one item may be mentioned to one person within a window, on all devices and placements together."""
+
+    times: int
+    window: str
+
+
 class Placement(_Section, frozen=True):
-    """A named slot with its own policy."""
+    """A named slot with its own policy. `exclude` and `caps` say which of served and shown they follow."""
 
     name: str
     k: int = 10
@@ -165,6 +172,7 @@ class Placement(_Section, frozen=True):
         default_factory=lambda: {ItemList.BOUGHT: "365d", ItemList.SERVED: "30m"}
     )
     exclude_recent: list[str] = []
+    caps: dict[ItemList, Cap] = {}
     where: dict[str, list[str]] = {}
     tags: list[str] = []
     require_stock: bool = True
@@ -456,6 +464,25 @@ def _check_decision_log(declaration: DecisionLogDeclaration, source: str) -> Non
         )
 
 
+def _check_cap(kind: ItemList, cap: Cap, limits: Limits, where: str) -> None:
+    if kind is ItemList.BOUGHT:
+        raise ConfigurationError(
+            "BAD_CAP",
+            f"expected caps of served or shown, got {kind.value!r}, {where}; what was bought is left to `exclude`",
+        )
+    # A list that drops its oldest mentions never counts more of them than it holds.
+    if not 1 <= cap.times <= limits.list_entries_max:
+        raise ConfigurationError(
+            "BAD_CAP",
+            f"expected times from 1 to limits.list_entries_max = {limits.list_entries_max}, got {cap.times}, in caps.{kind.value} "
+            f"{where}; to offer nothing, leave the placement out",
+        )
+    if duration_ms(cap.window, f"caps.{kind.value} {where}") == 0:
+        raise ConfigurationError(
+            "BAD_DURATION", f"expected a window above 0, got {cap.window!r}, in caps.{kind.value} {where}"
+        )
+
+
 def _check_placement(placement: Placement, configuration: Configuration, features: list[str], source: str) -> None:
     where = f"in placement {placement.name!r}, in {source}"
     if not 1 <= placement.k <= configuration.limits.k_max:
@@ -465,6 +492,8 @@ def _check_placement(placement: Placement, configuration: Configuration, feature
         )
     for window in placement.exclude.values():
         duration_ms(window, f"exclude {where}")
+    for kind, cap in placement.caps.items():
+        _check_cap(kind, cap, configuration.limits, where)
     for attribute in (*placement.where, *placement.rank.affinity):
         if attribute not in configuration.attributes:
             raise ConfigurationError(

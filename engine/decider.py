@@ -13,6 +13,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from tailorbird.engine.applier import LIST_KINDS, product_lines
+from tailorbird.engine.caps import CapCount, ListCap
 from tailorbird.engine.compiled import CompiledConfiguration
 from tailorbird.engine.configuration import Placement
 from tailorbird.engine.consent import ALL_BITS, ConsentMasks, DataType, Purpose, bit, permitted
@@ -86,6 +87,13 @@ Answer = tuple[Decision, bytes, tuple[int, ...], bool]
 Affinity = tuple[int, npt.NDArray[np.uint64], npt.NDArray[np.float64], float]
 
 
+class Given(NamedTuple):
+    """What the events of a request bring: the items they are about, and as (list, item, time in ms) what enters lists with them."""
+
+    items: npt.NDArray[np.uint32] = _NO_ITEMS
+    listed: tuple[tuple[int, int, int], ...] = ()
+
+
 @dataclass(slots=True)
 class Person:
     """Whoever is asked about, as one transaction sees them; `fragments` are those that may hold lists.
@@ -116,6 +124,7 @@ class Placed:
 
     declaration: Placement
     windows: tuple[ListWindow, ...]
+    caps: tuple[ListCap, ...]
     speaking: frozenset[int]  # codes of the lists that also say what goes together with their items
     vector: npt.NDArray[np.int32] | None
     vector_values: npt.NDArray[np.float32]  # written by each decision
@@ -183,6 +192,7 @@ class Decider:
         self._weights = np.zeros(64, np.float32)
         self._items = np.zeros(128, np.uint32)
         self._times = np.zeros(128, np.int64)
+        self._capped = CapCount()
 
     # ---- the decision --------------------------------------------------------------------------------------------
 
@@ -258,7 +268,7 @@ class Decider:
         request = self._with_context(request, compiled, at)
         context = request.context
         person = self._person(txn, request, degraded)
-        given = self._fold_events(txn, person, request.events, compiled, at) if request.events else _NO_ITEMS
+        given = self._fold_events(txn, person, request.events, compiled, at) if request.events else Given()
         chain = evidence.chain(context)
         items = evidence.catalogue.items
         items.begin()
@@ -478,6 +488,7 @@ class Decider:
             vector=placed.vector if placed.vector is not None else np.zeros(0, np.int32),
             vector_log=placed.vector_log,
             windows=placed.windows,
+            caps=placed.caps,
         )
 
     def _quick_context(self, context: dict[str, str], at: int) -> QuickContext | None:
@@ -543,7 +554,8 @@ class Decider:
             request_id=request_id,
         )
         decision = self._quick_decision(placement, items, answer, context.chain)
-        served = [entry for fragment in fragments for entry in self.servings.of(fragment)]
+        position = self.evidence.head.position
+        served = [entry for fragment in fragments for entry in self.servings.of(fragment, position)]
         model = self.evidence.model_name
         self.log.add(request, decision, Evidenced(bool(answer[9]), permitted, (), served, [], model, vector, b""))
 
@@ -584,7 +596,7 @@ class Decider:
                 served_key = holder if holder != NO_FRAGMENT else anchor.key
                 found = Person(view, allowed, key, fragments, served_key, view.last_seen, cursor)
             elif key != found.key:  # Another person's devices still must not be shown the same again.
-                found.fragments += members_of_row(data)
+                found.fragments = tuple(dict.fromkeys([*found.fragments, *members_of_row(data)]))
         if found is None:
             degraded.append("NO_PROFILE")
             return Person(None, 0, b"", (), b"", 0, cursor)
@@ -607,8 +619,8 @@ class Decider:
         events: tuple[Signal, ...],
         compiled: CompiledConfiguration,
         at: int,
-    ) -> npt.NDArray[np.uint32]:
-        """Fold events into a private copy of the profile; return the numbers of the items they are about.
+    ) -> Given:
+        """Fold events into a private copy of the profile; return what they are about.
 
         Events of the request are used under the person's own permissions and, for a stranger, under what each event brings.
         """
@@ -625,6 +637,7 @@ class Decider:
             record.member_count = 1
         items = self.evidence.catalogue.items
         mentioned: dict[str, None] = {}
+        entries: list[tuple[int, str, int]] = []
         for number, event in enumerate(events):
             plan = compiled.plans.get(event.type) if isinstance(event.type, str) else None
             if plan is None:
@@ -657,18 +670,24 @@ class Decider:
                     "WRONG_TYPE", f"expected properties of the declared kinds in events[{number}], got: {error!s:.100}"
                 ) from None
             mentioned.update((line["product_id"], None) for line in lines)
+            if plan.adds_to is not None:
+                code, time = LIST_KINDS[plan.adds_to], event.event_time or at
+                entries += [(code, line["product_id"], time) for line in lines]
             record.last_seen = max(record.last_seen, event.event_time or at)
         if not mentioned and person.view is None:
-            return _NO_ITEMS
+            return Given()
         self._view.load(layout, record.pack())
         person.view, person.permitted, person.last_seen = self._view, masks.permits(jurisdiction), record.last_seen
         numbers, _ = items.lookup(list(mentioned))
-        found: npt.NDArray[np.uint32] = numbers[numbers != UNKNOWN_ITEM]
-        return found
+        number_of = dict(zip(mentioned, numbers.tolist(), strict=True))
+        return Given(
+            numbers[numbers != UNKNOWN_ITEM],
+            tuple([(code, number_of[name], time) for code, name, time in entries if number_of[name] != UNKNOWN_ITEM]),
+        )
 
     # ---- what is known of them -------------------------------------------------------------------------------------
 
-    def _known(self, person: Person, placed: Placed, given: npt.NDArray[np.uint32], at: int) -> Known:
+    def _known(self, person: Person, placed: Placed, given: Given, at: int) -> Known:
         """Return what the profile, the lists and the events of the request say, as far as consent lets them."""
         known = Known()
         if person.view is None:
@@ -679,10 +698,12 @@ class Decider:
             known.fresh_count += status == FRESH
             known.masked_count += status == MASKED
         exclude = self.evidence.catalogue.items.exclude
-        mentions: list[Mentions] = [(given, np.full(len(given), at))] if len(given) and placed.recent else []
+        about = given.items
+        mentions: list[Mentions] = [(about, np.full(len(about), at))] if len(about) and placed.recent else []
         if placed.windows:
-            exclude(given.tolist())
-            mentions += self._exclude_listed(person, placed, at)
+            exclude(about.tolist())
+        if placed.windows or placed.caps:
+            mentions += self._exclude_listed(person, placed, given, at)
         for index in placed.exclude_recent:
             exclude(self._recent(view, index, at, allowed)[0].tolist())
         neighbours = self.evidence.neighbours
@@ -706,18 +727,22 @@ class Decider:
         n = view.recent(index, at, allowed, self._items, self._times)
         return self._items[:n].copy(), self._times[:n].copy()
 
-    def _exclude_listed(self, person: Person, placed: Placed, at: int) -> list[Mentions]:
-        """Exclude what is in the lists of all the person's devices; return the items of those lists that speak."""
+    def _exclude_listed(self, person: Person, placed: Placed, given: Given, at: int) -> list[Mentions]:
+        """Exclude what is in the lists of all the person's devices, or is there too often; return the items of those lists that
+        speak."""
         items = self.evidence.catalogue.items
         mentions: list[Mentions] = []
         since: dict[int, int] = {}
         for code, window_ms, consent in placed.windows:
             if person.permitted & consent:
                 since[code] = (at - window_ms) // 1000
-        if not since:
+        capped = self._capped
+        capped.begin(placed.caps, person.permitted, at)
+        read = since.keys() | capped.since_s.keys()
+        if not read:
             return mentions
         cursor = person.cursor
-        last = LIST_ROWS + max(since)
+        last = LIST_ROWS + max(read)
         for fragment in person.fragments:
             more = cursor.next() if cursor.key() == fragment + HEAD_ROW else cursor.set_range(fragment + FIRST_LIST)
             while more:
@@ -729,13 +754,30 @@ class Decider:
                     items.exclude_listed(chunk, since[code])
                     if code in placed.speaking:
                         mentions.append(native_history.read_chunk(chunk, since[code]))
-                    if key[16] == last and key.endswith(OLDEST_CHUNK):
-                        break
+                if code in capped.since_s:
+                    capped.of(code).add_chunk(chunk, capped.since_s[code])
+                if key[16] == last and key.endswith(OLDEST_CHUNK):
+                    break
                 more = cursor.next()
             if SERVED_CODE in since:
                 items.exclude_served(self.evidence.served, fragment, since[SERVED_CODE])
                 self.servings.exclude(items, fragment, since[SERVED_CODE])
+        if capped.since_s:
+            self._count_mentions(capped, person.fragments, given)
+            capped.exclude(items)
         return mentions
+
+    def _count_mentions(self, capped: CapCount, fragments: Sequence[bytes], given: Given) -> None:
+        """Count what was served and is in no list yet, and what the events of the request bring."""
+        since_s = capped.since_s.get(SERVED_CODE)
+        if since_s is not None:
+            counted = capped.of(SERVED_CODE)
+            for fragment in fragments:
+                counted.add_served(self.evidence.served, fragment, since_s)
+            self.servings.count(counted, fragments, since_s, self.evidence.head.position)
+        for code, number, time in given.listed:
+            if code in capped.since_s and time // 1000 >= capped.since_s[code]:
+                capped.of(code).add((number,))
 
     def _affinities(self, view: RecordView, placed: Placed, at: int, permitted: int) -> list[Affinity]:
         """Return, per attribute, P(value | person) / P(value): the person's weights with the shop's shares as the prior."""
@@ -851,7 +893,8 @@ class Decider:
         refused: Sequence[int],
     ) -> None:
         """Log a finished decision with what it rested on beside the state."""
-        served = [entry for fragment in person.fragments for entry in self.servings.of(fragment)]
+        position = self.evidence.head.position
+        served = [entry for fragment in person.fragments for entry in self.servings.of(fragment, position)]
         vector = b"" if known.vector is None else known.vector.tobytes()
         log.add(
             request,
@@ -939,6 +982,10 @@ def _placed(
     return Placed(
         placement,
         windows,
+        tuple(
+            ListCap(LIST_KINDS[kind], placement.caps[kind].times, window, LIST_CONSENT[kind])
+            for kind, window in compiled.cap_windows_ms[placement.name].items()
+        ),
         frozenset({LIST_KINDS[ItemList.BOUGHT]} if placement.rank.bought else ()),
         np.array([index[name] for name in vector.features], np.int32) if vector else None,
         np.zeros(length, np.float32),

@@ -39,6 +39,7 @@ from tailorbird.engine.signals import Signal
 from tailorbird.engine.statistics import Cell
 from tailorbird.engine.store import Store
 from tailorbird.engine.writer import Writer
+from tailorbird.native.mentions import MentionCount
 from tailorbird.native.scoring import ItemTable
 
 _COUNTS = ("candidate_count", "excluded_count", "unknown_candidate_count", "degraded")
@@ -294,7 +295,13 @@ class _LoggedServings(Servings):
             if at // 1_000 >= since_s:
                 items.exclude(numbers)
 
-    def of(self, fragment: bytes) -> list[Serving]:
+    def count(self, counted: MentionCount, fragments: Sequence[bytes], since_s: int, position: int) -> None:
+        """Count what was served no longer ago than `since_s`, to all fragments together."""
+        for at, numbers in self.logged:
+            if at // 1_000 >= since_s:
+                counted.add(numbers)
+
+    def of(self, fragment: bytes, position: int) -> list[Serving]:
         """Return what was logged."""
         return list(self.logged)
 

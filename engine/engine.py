@@ -54,6 +54,7 @@ from tailorbird.engine.training_set import sample_people, training_set
 from tailorbird.engine.writer import Writer
 
 SERVINGS_QUEUED_MAX = 10_000
+ITEMS_PER_GROUP = 1_000  # that a decision may have to take in at once
 CLUSTERED_PEOPLE_MAX = 200_000  # who clusters are found among
 SERVINGS_WHILE_WRITING = 4  # times as many may wait while a writer is at work
 
@@ -366,7 +367,9 @@ class Engine:
     def put_items(self, items: Sequence[Item]) -> int:
         """Put items into the catalogue, each replaced whole; return the position. Raises `CallerError` BAD_ITEM.
 
-        Of two with one id the later counts. What the catalogue holds already is not written again.
+        Of two with one id the later counts. What the catalogue holds already is not written again. Many are put in groups of
+        `ITEMS_PER_GROUP`, between which decisions go on, none of which takes in more than a group; after an error earlier
+        groups may have been put, and sending all again is safe.
         """
         for item in items:
             check_item(item, self.configuration)
@@ -376,15 +379,24 @@ class Engine:
                 "BATCH_TOO_LARGE",
                 f"expected at most limits.items_per_put_max = {limit} items, got {len(items)}; split it",
             )
+        latest = list({item.id: item for item in items}.values())
         with self._turn:
-            return self.writer.put_items(items)
+            position = self.position
+            for start in range(0, len(latest), ITEMS_PER_GROUP):
+                position = self.writer.put_items(latest[start : start + ITEMS_PER_GROUP])
+                self.follow()
+            return position
 
     def delete_items(self, ids: Sequence[str]) -> int:
-        """Take items out of the catalogue; return the position. Raises `CallerError` BAD_ITEM."""
+        """Take items out of the catalogue, in groups as `put_items`; return the position. Raises `CallerError` BAD_ITEM."""
         for item_id in ids:
             check_item_id(item_id)
         with self._turn:
-            return self.writer.append(ItemsDeletedFact(tuple(ids)))
+            position = self.position
+            for start in range(0, len(ids), ITEMS_PER_GROUP):
+                position = self.writer.append(ItemsDeletedFact(tuple(ids[start : start + ITEMS_PER_GROUP])))
+                self.follow()
+            return position
 
     def set_consent(self, identifiers: Mapping[str, str], choice: ConsentChoice) -> int:
         """Record a choice made under the best of a person's identifiers; return the position from which it is obeyed."""
@@ -422,14 +434,23 @@ class Engine:
     def configure(self, text: str) -> int:
         """Put another configuration in force; return the position from which it holds.
 
-        What was declared anew is `warming` until `backfill`. Settings that are read at the start (`limits.map_bytes`,
+        Decisions go on meanwhile: a catalogue with other columns or rules is made before the configuration is in force. What was
+        declared anew is `warming` until `backfill`. Settings that are read at the start (`limits.map_bytes`,
         `state_sync`, `identity`) hold from the next one. Raises `ConfigurationError`.
         """
         configuration = parse_configuration(text, "config")
         _check_compiles(text)
         with self._turn:
             self._write_servings()
-            position = self.writer.configure(text)
+            for evidence in self._resting_evidence():
+                evidence.prepare(configuration)
+            try:
+                position = self.writer.configure(text)
+            except BaseException:
+                for evidence in self._resting_evidence():
+                    evidence.prepare(self.configuration)
+                raise
+            self.follow()
             write_durably(self.directory.configuration, text.encode())
             self.configuration = configuration
             return position
@@ -657,6 +678,20 @@ class Engine:
             self._servings.add(fragment, decision.at, decision.placement, items, is_first)
         return decision
 
+    def follow(self) -> int:
+        """Take in what has changed, so that no decision has to; return the position. Cheap where nothing has."""
+        position = self.position
+        for evidence in self._resting_evidence():
+            with self._reading, self._store.reading() as txn:
+                if evidence in self._resting_evidence():
+                    position = evidence.follow(txn).position
+        return position
+
+    def _resting_evidence(self) -> list[Evidence]:
+        """Return what decisions rest on, and batches that are not under way."""
+        with self._reading:
+            return [self._evidence, *(decider.evidence for decider in self._idle_deciders)]
+
     def warm(self) -> None:
         """Map the state and fill what decisions fill as they go, so that no caller has to wait for it."""
         with self._reading:
@@ -846,7 +881,7 @@ class Engine:
         if self._writer is None or not self._servings.waiting:
             return
         with self._reading:
-            taken = self._servings.take()
+            taken = self._servings.take(self._writer.position)
         try:
             self._writer.append(*taken)
         except BaseException:

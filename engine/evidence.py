@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from tailorbird.engine.applier import follow_cells, load_statistics
 from tailorbird.engine.catalogue import Catalogue
+from tailorbird.engine.configuration import Configuration
 from tailorbird.engine.errors import Damaged, PreconditionFailed
 from tailorbird.engine.neighbours_file import Neighbours, open_neighbours
 from tailorbird.engine.requests import ReasonDetail
@@ -77,6 +78,8 @@ class Evidence:
         self.layouts: Layouts | None = None
         self._in_force: tuple[int, list[str]] = (-1, [])
         self.catalogue: Catalogue
+        self._prepared: Catalogue | None = None
+        self._lacks_counts = False  # the catalogue is another one than the counts were last given to
         self.statistics: Statistics
         self.neighbours: Neighbours | None = None
         self.model_damages: dict[str, Damaged] = {}  # by role
@@ -109,10 +112,12 @@ class Evidence:
             layouts = read_layouts(self.store, txn, head)
             if layouts is None:
                 raise PreconditionFailed("NO_CONFIGURATION", "expected a configured data directory, got an empty one")
+            self._take_up(layouts.current.configuration)
             self.layouts, self._in_force = layouts, in_force
-            self.catalogue = Catalogue(layouts.current)
-            self._counts_followed = -1
         self.catalogue.follow(self.store, txn, head)
+        if self._lacks_counts:
+            self.catalogue.items.set_counts(*self.statistics.everything.table.entries())
+            self._lacks_counts = False
         self._follow_counts(txn, head)
         self.follow_models(head)
         self._follow_servings(txn, head)
@@ -126,6 +131,28 @@ class Evidence:
         self._chains.clear()
         self.head, self.moment = head, txn.id()
         return head
+
+    def prepare(self, configuration: Configuration) -> None:
+        """Make the catalogue that a configuration not in force yet will need, so that no decision has to.
+
+        In a thread of its own, beside decisions. Nothing is made where the present one will do.
+        """
+        self._prepared = None
+        if self.layouts is None or self.catalogue.fits(configuration):
+            return
+        catalogue = Catalogue(configuration)
+        with self.store.reading() as txn:
+            catalogue.follow(self.store, txn, self.store.read_head(txn))
+        self._prepared = catalogue
+
+    def _take_up(self, configuration: Configuration) -> None:
+        """Have a catalogue as a configuration wants it: the present one, the one that was prepared, else another."""
+        prepared, self._prepared = self._prepared, None
+        if self.layouts is not None and self.catalogue.fits(configuration):
+            return
+        self.catalogue = prepared if prepared is not None and prepared.fits(configuration) else Catalogue(configuration)
+        self._lacks_counts = self._counts_followed >= 0
+        self._orders_of = (-1, -1)
 
     def _follow_counts(self, txn: lmdb.Transaction[Any], head: Head) -> None:
         assert self.layouts is not None

@@ -11,12 +11,13 @@ from tailorbird.native.servings import ServedLog
 from tailorbird.native.wire import DecisionEncoder
 
 class _Servings(Protocol):
-    """Of the engine: the logs that are passed over, and those that are added to."""
+    """Of the engine: the logs that are passed over, those that are added to, and what the state of a position does not hold."""
 
     @property
     def logs(self) -> tuple[ServedLog, ...]: ...
     @property
     def taking(self) -> tuple[ServedLog, ...]: ...
+    def beside(self, position: int) -> list[ServedLog]: ...
 
 class _Cursor(Protocol):
     """Of LMDB."""
@@ -50,6 +51,7 @@ class QuickPlan:
         vector: npt.NDArray[np.int32],
         vector_log: bool,
         windows: tuple[tuple[int, int, int], ...],
+        caps: tuple[tuple[int, int, int, int], ...],
     ) -> QuickPlan: ...
 
 @final

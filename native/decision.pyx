@@ -13,6 +13,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from tailorbird.native.anchors cimport PlainHasher, is_plain
+from tailorbird.native.mentions cimport MentionCount
 from tailorbird.native.record cimport (
     RecordLayout, RecordView, TB_FRESH, TB_LAST_K, TB_MASKED, tb_block_status, tb_feature, tb_last_k, tb_read_number,
     tb_read_recent,
@@ -31,6 +32,7 @@ cdef enum:
     CONTEXT_BYTES_MAX = 1024
     FEATURES_MAX = 1024
     WINDOWS_MAX = 4
+    CAPS_MAX = 4
     RECENT_MAX = 128
     FRAGMENTS_MAX = 16
     # Where the head of a stored person has its layout's version, how many fragments there are, and which one holds all.
@@ -42,7 +44,7 @@ cdef enum:
 @cython.final
 cdef class QuickPlan:
     """A placement that can be decided on here, with all that is looked up in it once. The lists it reads are `windows`:
-    (code, how far back in ms, the consent it needs)."""
+    (code, how far back in ms, the consent it needs), and `caps`: (code, how many mentions, how far back in ms, the consent)."""
 
     cdef str placement
     cdef bytes name
@@ -54,13 +56,19 @@ cdef class QuickPlan:
     cdef uint8_t[WINDOWS_MAX] codes
     cdef int64_t[WINDOWS_MAX] windows_ms
     cdef uint64_t[WINDOWS_MAX] consents
+    cdef Py_ssize_t cap_count
+    cdef uint8_t[CAPS_MAX] cap_codes
+    cdef uint32_t[CAPS_MAX] cap_times
+    cdef int64_t[CAPS_MAX] cap_windows_ms
+    cdef uint64_t[CAPS_MAX] cap_consents
 
     def __cinit__(self, RecordLayout layout not None, str placement not None, uint32_t number, int32_t k, *, bint require_stock,
                   bint record_served, const int32_t[::1] features not None, const int32_t[::1] exclude_recent not None,
-                  const int32_t[::1] vector not None, bint vector_log, tuple windows not None):
+                  const int32_t[::1] vector not None, bint vector_log, tuple windows not None,
+                  tuple caps not None):
         cdef Py_ssize_t i
-        if features.shape[0] + vector.shape[0] > FEATURES_MAX or len(windows) > WINDOWS_MAX:
-            raise ValueError(f"expected at most {FEATURES_MAX} features and {WINDOWS_MAX} windows")
+        if features.shape[0] + vector.shape[0] > FEATURES_MAX or len(windows) > WINDOWS_MAX or len(caps) > CAPS_MAX:
+            raise ValueError(f"expected at most {FEATURES_MAX} features, {WINDOWS_MAX} windows and {CAPS_MAX} caps")
         check_features(layout, features)
         check_features(layout, exclude_recent)
         check_features(layout, vector)
@@ -74,6 +82,9 @@ cdef class QuickPlan:
         self.window_count = len(windows)
         for i, (code, window_ms, consent) in enumerate(windows):
             self.codes[i], self.windows_ms[i], self.consents[i] = code, window_ms, consent
+        self.cap_count = len(caps)
+        for i, (code, times, window_ms, consent) in enumerate(caps):
+            self.cap_codes[i], self.cap_times[i], self.cap_windows_ms[i], self.cap_consents[i] = code, times, window_ms, consent
 
 
 @cython.final
@@ -143,6 +154,7 @@ cdef class QuickDecider:
     cdef ServedLog served
     cdef dict allowed  # by placement
     cdef object servings
+    cdef tuple counts  # of mentions, by cap
     cdef object stale  # at -> names of what is stale, None where nothing can be
     cdef tuple degraded
     cdef int64_t position
@@ -156,6 +168,7 @@ cdef class QuickDecider:
         self.asked, self.view = Asked.__new__(Asked), RecordView()
         self.encoder = encoder
         self.plans, self.contexts = {}, {}
+        self.counts = tuple([MentionCount() for _ in range(CAPS_MAX)])
 
     def take_up(self, RecordLayout layout not None, plans not None, *, int64_t version,
                 Py_ssize_t candidates_max, int32_t k_max, uint64_t always, uint64_t all_bits, uint64_t served_consent,
@@ -238,7 +251,7 @@ cdef class QuickDecider:
         evidence = context.prior.evidence
         if person.is_known:
             speaks = self._read(plan, at, person.permitted, &fresh, &masked)
-            if plan.window_count:
+            if plan.window_count or plan.cap_count:
                 self._exclude(cursor, plan, &person, at)
             if plan.recent__f.shape[0]:
                 self._exclude_recent(plan, at, person.permitted)
@@ -395,7 +408,7 @@ cdef class QuickDecider:
         return vector_fresh > 0
 
     cdef int _exclude(self, cursor, QuickPlan plan, const Person* person, int64_t at) except -1:
-        """Exclude what the person's lists have, and what was served and is not in a list yet."""
+        """Exclude what the person's lists have, or have too often, and what was served and is not in a list yet."""
         cdef int64_t[256] since_s
         cdef bint[256] is_read
         cdef Py_ssize_t w
@@ -404,6 +417,8 @@ cdef class QuickDecider:
         cdef Py_ssize_t i
         cdef bytes key, chunk, fragment
         cdef ServedLog log
+        cdef int64_t[CAPS_MAX] cap_since_s
+        cdef bint[CAPS_MAX] is_counted
         for w in range(256):
             is_read[w] = False
         for w in range(plan.window_count):
@@ -411,6 +426,12 @@ cdef class QuickDecider:
                 since_s[plan.codes[w]] = floor_s(at - plan.windows_ms[w])
                 is_read[plan.codes[w]] = True
                 last = max(last, <int>plan.codes[w])
+        for w in range(plan.cap_count):
+            is_counted[w] = (person.permitted & plan.cap_consents[w]) != 0
+            if is_counted[w]:
+                cap_since_s[w] = floor_s(at - plan.cap_windows_ms[w])
+                last = max(last, <int>plan.cap_codes[w])
+                (<MentionCount>self.counts[w])._clear()
         if last < 0:
             return 0
         for i in range(person.fragment_count):
@@ -426,13 +447,32 @@ cdef class QuickDecider:
                 code = (<const uint8_t*>PyBytes_AS_STRING(key))[KEY_BYTES] - <uint8_t>LIST_ROWS
                 if is_read[code]:
                     self.items._exclude_listed(chunk, since_s[code])
-                    if code == last and key.endswith(OLDEST_CHUNK):
-                        break
+                for w in range(plan.cap_count):
+                    if is_counted[w] and plan.cap_codes[w] == code:
+                        (<MentionCount>self.counts[w])._add_chunk(chunk, cap_since_s[w])
+                if code == last and key.endswith(OLDEST_CHUNK):
+                    break
                 more = cursor.next()
             if is_read[self.served_code]:
                 self.items._exclude_served(&self.served.log, person.fragments[i], since_s[self.served_code])
                 for log in self.servings.logs:
                     self.items._exclude_served(&log.log, person.fragments[i], since_s[self.served_code])
+        for w in range(plan.cap_count):
+            if is_counted[w]:
+                if plan.cap_codes[w] == self.served_code:
+                    self._count_served(<MentionCount>self.counts[w], person, cap_since_s[w])
+                (<MentionCount>self.counts[w])._exclude(self.items, plan.cap_times[w])
+        return 0
+
+    cdef int _count_served(self, MentionCount counted, const Person* person, int64_t since_s) except -1:
+        """Count what was served and is not in a list yet, each serving once: beside the state only what it does not hold."""
+        cdef Py_ssize_t i
+        cdef ServedLog log
+        for i in range(person.fragment_count):
+            counted._add_served(&self.served.log, person.fragments[i], since_s)
+        for log in self.servings.beside(self.position):
+            for i in range(person.fragment_count):
+                counted._add_served(&log.log, person.fragments[i], since_s)
         return 0
 
     cdef void _exclude_recent(self, QuickPlan plan, int64_t at, uint64_t permitted) noexcept:

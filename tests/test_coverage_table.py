@@ -89,6 +89,12 @@ CAPABILITIES = (
     "a logged day replays to identical decisions",
     "tailorbird decisions tail, show, replay, export, erase",
     "an erased person's decisions are gone, a refusing one's never kept",
+    "frequency caps: served and shown, on all devices",
+    "a placement chooses shown or served",
+    "events of a batch and a page count in their answers",
+    "an acknowledged change of stock is in force in the next decision",
+    "counts published as item columns by ticks",
+    "hot swap of catalogue and configuration without a pause",
 )
 BAD_INPUTS = (
     "unknown signal type",

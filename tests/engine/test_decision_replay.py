@@ -16,6 +16,7 @@ from pyarrow import parquet
 from tailorbird.bench.ingest import preset
 from tailorbird.bench.world import CONSENT, World, WorldSettings
 from tailorbird.engine import DecideRequest, Decision, Engine
+from tailorbird.engine.caps import CapCount
 from tailorbird.engine.consent import parse_choice
 from tailorbird.engine.decision_id import DecisionIds
 from tailorbird.engine.decision_log import read_all
@@ -30,7 +31,10 @@ from tailorbird.engine.requests import PagePart, PageRequest
 from tailorbird.engine.signals import Signal
 from tests.engine.worlds import Clock
 
+REFUSING = {"user_id": "u-900002"}
 SIGNALS, GROUP = 6_000, 100
+# One person on two devices, asked about so often that caps are reached.
+REGULAR = {"user_id": "u-900001"}, {"anonymous_id": "c-900001"}
 SEED = 20_261_125
 SETTINGS = WorldSettings(seed=SEED, people=150, items=400, refusing_share=0.1)
 # Few candidates each, so that orders derived from the counts decide who is one; half of the given candidates are kept.
@@ -41,6 +45,11 @@ RETRIEVED = """
     retrieve: {cooccurrence: 20, popular: 30, affinity: 20, new: 5}
     rank: {recent: [recently_viewed], affinity: {category: category_affinity}}
     exclude: {bought: 365d, served: 30m}
+  - name: capped
+    k: 4
+    retrieve: {cooccurrence: 20, popular: 30, affinity: 20, new: 5}
+    exclude: {bought: 365d}
+    caps: {served: {times: 3, window: 30d}, shown: {times: 2, window: 30d}}
 """
 
 
@@ -61,6 +70,21 @@ class Day:
         with Engine.open(self.path, configuration, clock=self.clock) as engine:
             engine.put_items(list(self.world.items()))
             engine.log_decisions()
+            viewed = {"product_id": self.items[0]}
+            for number, who in enumerate((*REGULAR, REGULAR[0] | REGULAR[1])):
+                engine.ingest(
+                    [
+                        Signal(
+                            type="product_viewed",
+                            event_time=self.clock.now,
+                            identifiers=who,
+                            message_id=f"regular-{number}",
+                            properties=viewed,
+                            consent=CONSENT,
+                        )
+                    ]
+                )
+            engine.set_consent(REFUSING, parse_choice("denied:all"))
             self._half(engine, islice(signals, SIGNALS // 2))
             engine.train_cooccurrence()
             engine.snapshot()
@@ -82,9 +106,22 @@ class Day:
     def _decide(self, engine: Engine) -> None:
         rng = self.rng
         person = rng.randrange(SETTINGS.people)
-        who = rng.choice([self.world.identifiers(person), {}, {"anonymous_id": "new-here"}, {"email": "no address"}])
+        who = rng.choice(
+            [
+                self.world.identifiers(person),
+                {},
+                {"anonymous_id": "new-here"},
+                {"email": "no address"},
+                *REGULAR,
+                REFUSING,
+            ]
+        )
         context = {"country": self.world.country(person), "device": rng.choice(["mobile", "desktop"])}
-        request: dict[str, Any] = {"placement": rng.choice(["home", "shelf"]), "identifiers": who, "context": context}
+        request: dict[str, Any] = {
+            "placement": rng.choice(["home", "shelf", "capped"]),
+            "identifiers": who,
+            "context": context,
+        }
         if rng.random() < 0.3:
             request["candidates"] = [*rng.sample(self.items, 40), "unknown-item"]
         if rng.random() < 0.2:
@@ -99,15 +136,35 @@ class Day:
                 ),
             )
         if rng.random() < 0.2:
-            parts = (PagePart(placement="shelf", k=3), PagePart(placement="home"))
+            parts = (PagePart(placement="shelf", k=3), PagePart(placement="capped"), PagePart(placement="home"))
             decisions = engine.decide_page(PageRequest(parts=parts, identifiers=who, context=context))
         elif rng.random() < 0.2:
-            found = list(engine.decide_each([DecideRequest(**request), DecideRequest(placement="shelf")]))
-            decisions = [decision for decision in found if not isinstance(decision, Exception)]
+            batch = [DecideRequest(**request), DecideRequest(placement="shelf"), DecideRequest(**request)]
+            decisions = []
+            for decision in engine.decide_each(batch):
+                assert isinstance(decision, Decision)
+                decisions.append(decision)
+                if rng.random() < 0.3:
+                    engine.flush()
         else:
             decisions = [engine.decide(**request, request_id=f"r{len(self.answers)}" if rng.random() < 0.2 else "")]
-        for decision in decisions:
+        for number, decision in enumerate(decisions):
+            if who and rng.random() < 0.3:
+                self._show(engine, who, decision, f"{len(self.answers)}.{number}")
             self.answers[decision.decision_id] = msgspec.msgpack.encode(decision)
+
+    def _show(self, engine: Engine, who: dict[str, str], decision: Decision, message_id: str) -> None:
+        lines = [{"product_id": item.id} for item in decision.items]
+        if lines:
+            shown = Signal(
+                type="items_shown",
+                event_time=self.clock.now,
+                identifiers=who,
+                message_id=message_id,
+                source="web",
+                properties={"products": lines},
+            )
+            engine.ingest([shown])
 
     def _change(self, engine: Engine) -> None:
         """Change what is for sale, or what somebody lets be done."""
@@ -144,6 +201,17 @@ def test_a_logged_day_replays_to_identical_decisions(day: Day) -> None:
     assert passed == {Passed.WITHHELD}
     assert sum(each.passed is None for each in replayed) > 500
     assert 0 < sum(not each.whole for each in replayed) < 200
+
+
+def test_what_caps_kept_back_that_day_is_replayed_by_counting(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replayed without counting, the decisions that caps changed differ, and no others."""
+    monkeypatch.setattr(CapCount, "exclude", lambda count, items: None)
+    differing = [
+        each.stored.logged() for each in outcomes(day, list(read_all(day.path / "decisions"))) if each.difference
+    ]
+    assert len(differing) > 20
+    # What the capped placement of a page had is refused to those behind it, as logged.
+    assert {logged.placement for logged in differing if logged is not None} == {"capped"}
 
 
 def test_a_replay_goes_on_from_a_snapshot_where_the_log_has_lost_its_beginning(day: Day, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tailorbird.engine import DecideRequest, Decision, PagePart, PageRequest
+from tailorbird.engine import DecideRequest, Decision, PagePart, PageRequest, Signal
 from tailorbird.engine.errors import CallerError, NotFound, TailorbirdError
 from tests.engine.shops import CONFIGURATION, Clock, ids, items, open_shop, signal
 
@@ -108,6 +108,62 @@ def test_nothing_is_served_twice_within_a_batch_even_when_it_was_written_meanwhi
         second = next(batch)
         batch.close()
         assert not {item.id for item in decided([first])[0].items} & {item.id for item in decided([second])[0].items}
+
+
+def bought(product: str) -> tuple[Signal, ...]:
+    return (signal("", "order_completed", who={}, products=[{"product_id": product}]),)
+
+
+def test_events_of_a_request_count_in_its_own_answer_of_a_batch_alone(tmp_path: Path) -> None:
+    with open_shop(tmp_path, CONFIGURATION.replace("k: 3,", "k: 3, record_served: false,")) as engine:
+        engine.put_items(items("a", "b", "c", "d"))
+        engine.ingest([signal("s1")])
+        before = engine.profile(WHO)
+        asked = [
+            DecideRequest(placement="home", identifiers=who, events=events)
+            for who in (WHO, {})
+            for events in (bought("a"), (), bought("b"), (signal("", "nothing known"),))
+        ]
+        outcomes = list(engine.decide_each(asked))
+        expected = [["b", "c", "d"], ["a", "b", "c"], ["a", "c", "d"]] * 2
+        assert [ids(decision) for decision in decided(outcomes)] == expected
+        assert [outcome.reason for outcome in outcomes if isinstance(outcome, TailorbirdError)] == [
+            "UNKNOWN_SIGNAL_TYPE"
+        ] * 2
+        assert engine.profile(WHO) == before
+
+
+def test_what_a_request_was_served_in_a_batch_the_next_of_the_same_person_is_not(tmp_path: Path) -> None:
+    """By whichever device they are asked about, and whatever else their requests bring."""
+    with open_shop(tmp_path, PAGE) as engine:
+        engine.put_items(items(*"abcdefghijkl"))
+        engine.ingest(
+            [signal("s1", who=WHO | {"user_id": "u-7"}), signal("s2", who={"device_id": "d-7", "user_id": "u-7"})]
+        )
+        asked = [
+            DecideRequest(placement=placement, identifiers=who, events=events)
+            for placement, who, events in (
+                ("home", WHO, ()),
+                ("rail", {"device_id": "d-7"}, bought("l")),
+                ("home", {"user_id": "u-7"}, bought("f")),
+                ("rail", {"anonymous_id": "another"}, ()),
+            )
+        ]
+        first, second, third, other = decided(list(engine.decide_each(asked)))
+        assert (ids(first), ids(second), ids(third)) == (["a", "b", "c"], ["d", "e"], ["g", "h", "i"])
+        assert ids(other) == ["a", "b"]
+
+
+def test_events_of_a_page_count_in_each_of_its_placements_and_nothing_comes_twice(tmp_path: Path) -> None:
+    with open_shop(tmp_path, PAGE) as engine:
+        engine.put_items(items("a", "b", "c", "d", "e", "f"))
+        engine.ingest([signal("s1")])
+        parts = (PagePart(placement="home"), PagePart(placement="rail"))
+        for who in ({}, WHO):
+            answers = engine.decide_page(PageRequest(parts=parts, identifiers=who, events=bought("b")))
+            assert [ids(answer) for answer in answers] == [["a", "c", "d"], ["e", "f"]]
+        # Of what the events brought nothing was stored; what was served stays away.
+        assert ids(engine.decide(placement="home", identifiers=WHO)) == ["b"]
 
 
 def test_a_batch_that_is_not_read_to_its_end_holds_nothing(tmp_path: Path) -> None:

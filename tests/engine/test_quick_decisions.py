@@ -50,6 +50,8 @@ placements:
   - {{name: raw, k: 3, rank: {{bought: false, {none}}}, exclude: {{served: 5m}}, exclude_recent: [viewed], require_stock: false}}
   - {{name: plain, k: 4, exclude: {{}}, record_served: false}}
   - {{name: ruled, k: 4, where: {{category: [a, b]}}, tags: [new], exclude: {{served: 30m}}}}
+  - {{name: capped, k: 4, rank: {{bought: false}}, exclude: {{}}, caps: {{served: {{times: 2, window: 2h}}, shown: {{times: 1, window: 2d}}}}}}
+  - {{name: both, k: 3, rank: {{bought: false}}, exclude: {{bought: 9d, served: 20m}}, caps: {{served: {{times: 3, window: 1d}}}}}}
   - {{name: recent, k: 4, rank: {{recent: [viewed], affinity: {{category: likes}}}}}}
 """
 NAMES = [f"item-{n}" for n in range(60)] + ["x" * 30, "é-ü", "short", "y" * 130]
@@ -142,18 +144,22 @@ def random_identifiers(rng: np.random.Generator) -> dict[str, str]:
 
 
 def random_signal(rng: np.random.Generator, number: int, now: int) -> Signal:
-    buys = rng.random() < 0.3
+    buys, shows = rng.random() < 0.3, rng.random() < 0.3
     products = [
         {"product_id": name, "price": 3.0, "quantity": 1}
         for name in rng.choice(NAMES, rng.integers(1, 4), replace=False).tolist()
     ]
     consent = CONSENTS[rng.integers(0, len(CONSENTS))]
     return Signal(
-        type="order_completed" if buys else "product_viewed",
+        type="order_completed" if buys else "items_shown" if shows else "product_viewed",
         event_time=now - int(rng.integers(0, 5 * DAY)),
         identifiers=random_identifiers(rng) or {"anonymous_id": VISITORS[0]},
         message_id=f"m{number}",
-        properties={"total": float(rng.integers(1, 100)), "products": products} if buys else products[0],
+        properties={"total": float(rng.integers(1, 100)), "products": products}
+        if buys
+        else {"products": products}
+        if shows
+        else products[0],
         source="test",
         context=random_context(rng),
         consent=parse_choice(consent) if consent else None,
@@ -175,7 +181,12 @@ def random_request(rng: np.random.Generator, now: int) -> bytes:
         identifiers["nobody_s"] = "x"
     names = [*NAMES, *NAMES, "unknown-1", "unknown-2"]
     message = api.DecideRequest(
-        placement=rng.choice(["vector"] * 9 + ["raw"] * 6 + ["plain", "plain", "ruled", "ruled", "recent", "none", ""]),
+        placement=rng.choice(
+            ["vector"] * 9
+            + ["raw"] * 6
+            + ["capped", "both"] * 4
+            + ["plain", "plain", "ruled", "ruled", "recent", "none", ""]
+        ),
         identifiers=[identity_pb2.Identifier(namespace=n, value=v) for n, v in identifiers.items()],
         context=[identity_pb2.ContextEntry(name=n, value=v) for n, v in context.items()],
         candidate_ids=[names[i] for i in rng.integers(0, len(names), rng.integers(1, 40))]
