@@ -207,7 +207,7 @@ def test_with_keys_other_addresses_may_be_listened_on(shop: Path) -> None:
     async def listens() -> bool:
         with Engine.open(shop) as engine:
             service = Service(engine, ServeOptions(listen="0.0.0.0:0"))
-            await service._writer.close()
+            await asyncio.gather(*(writer.close() for writer in service._writers.values()))
             return service.asks_for_keys
 
     with pytest.raises(CallerError, match="LISTEN_NOT_LOOPBACK.*tailorbird keys create"):
