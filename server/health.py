@@ -41,7 +41,11 @@ class Health:
 
     def table(self) -> HandlerTable:
         """Return the handlers of the health service."""
-        return {f"/{SERVICE}/Check": Unary(self._check, prompt=True), f"/{SERVICE}/Watch": ServerStream(self._watch)}
+        return {
+            f"/{SERVICE}/Check": Unary(self._check, prompt=True),
+            f"/{SERVICE}/List": Unary(self._list, prompt=True),
+            f"/{SERVICE}/Watch": ServerStream(self._watch),
+        }
 
     async def _check(self, request_bytes: bytes, context: CallContext) -> bytes:
         request = decode(health_pb2.HealthCheckRequest, request_bytes)
@@ -49,13 +53,21 @@ class Health:
             raise NotFound("UNKNOWN_SERVICE", f"expected a service of this server, got {request.service!r}")
         return self._answer(request.service)
 
+    async def _list(self, request_bytes: bytes, context: CallContext) -> bytes:
+        decode(health_pb2.HealthListRequest, request_bytes)
+        statuses = {service: self._status(service) for service in sorted(self._services)}
+        return health_pb2.HealthListResponse(statuses=statuses).SerializeToString()
+
     def _answer(self, service: str) -> bytes:
+        return self._status(service).SerializeToString()
+
+    def _status(self, service: str) -> health_pb2.HealthCheckResponse:
         response = health_pb2.HealthCheckResponse
         serving = self._serving
         if service.startswith(FRESHNESS):
             serving = service not in {FRESHNESS + category.name.lower() for category in self._stale()}
         status = response.SERVING if serving else response.NOT_SERVING
-        return response(status=status).SerializeToString()
+        return response(status=status)
 
     async def _watch(self, request_bytes: bytes, context: CallContext) -> AsyncIterator[bytes]:
         request = decode(health_pb2.HealthCheckRequest, request_bytes)

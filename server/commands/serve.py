@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import uvloop
@@ -101,8 +101,10 @@ def tenant_directories(arguments: argparse.Namespace) -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def observers(arguments: argparse.Namespace, logging: Logging, tenant: str) -> Iterator[tuple[Begin, ...]]:
+def observers(arguments: argparse.Namespace, logging: Logging, tenants: Collection[str]) -> Iterator[tuple[Begin, ...]]:
     """Give what is told of every call, traces before the access log, whose lines name them."""
+    # With several tenants only those who are let in have one.
+    tenant = next(iter(tenants)) if len(tenants) == 1 else ""
     access_ratio = checked_ratio(arguments.access_log, "--access-log")
     traces_ratio = checked_ratio(arguments.traces_ratio, "--traces-ratio")
     found: list[Begin] = []
@@ -138,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
             tenant=tenant,
             metrics=arguments.metrics,
             limits=ServerLimits(message_bytes_max=arguments.message_bytes_max, grace_s=arguments.grace_s),
-            watchers=stack.enter_context(observers(arguments, logging, tenant)),
+            watchers=stack.enter_context(observers(arguments, logging, directories)),
         )
         engines = {name: stack.enter_context(Engine.open(path)) for name, path in directories.items()}
         runner = stack.enter_context(asyncio.Runner(loop_factory=loop_factory))
