@@ -31,6 +31,7 @@ from tailorbird.server.logs import (
     REPEATING_MAX,
     REPEATS_MAX,
     REPEATS_WINDOW_S,
+    LineHandler,
     LogFormat,
     Logging,
     RepeatLimit,
@@ -154,12 +155,20 @@ def test_the_same_line_again_is_held_back_and_counted() -> None:
     assert len(limit._seen) == REPEATING_MAX
 
 
-def test_a_repeated_line_says_how_many_were_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tailorbird.server.logs.REPEATS_WINDOW_S", -1.0)
-    with captured() as lines:
-        for _ in range(3):
-            LOG.info("again")
-    assert [line["message"] for line in lines] == ["again"] * 3
+def test_a_repeated_line_says_how_many_were_held_back() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    lines = LogLines(stream)
+    handler = LineHandler(lines, LogFormat.JSON, RepeatLimit(lambda: now[0]))
+    record = logging.LogRecord("tailorbird.test", logging.INFO, __file__, 1, "again", (), None)
+    for _ in range(REPEATS_MAX + 3):
+        handler.emit(record)
+    now[0] = REPEATS_WINDOW_S
+    handler.emit(record)
+    lines.close()
+    told = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert len(told) == REPEATS_MAX + 1
+    assert [line.get("held_back_count", 0) for line in told] == [0] * REPEATS_MAX + [3]
 
 
 def test_lines_past_the_bound_are_dropped_and_nobody_waits() -> None:
