@@ -60,9 +60,16 @@ def methods() -> Iterator[tuple[str, bool, bool]]:
             yield f"/{service}/{method.name}", method.client_streaming, method.server_streaming
 
 
-def call(running: Running, path: str, requests: bool, answers: bool, key: str | None) -> tuple[grpc.StatusCode, str]:
-    """Return the code and reason of a call with an empty request."""
-    metadata = [] if key is None else [("authorization", f"Bearer {key}")]
+def call(
+    running: Running,
+    path: str,
+    requests: bool,
+    answers: bool,
+    key: str | None,
+    others: tuple[tuple[str, str], ...] = (),
+) -> tuple[grpc.StatusCode, str]:
+    """Return the code and reason of a call with an empty request, its key and other metadata."""
+    metadata = [*others] if key is None else [("authorization", f"Bearer {key}"), *others]
     sent: Any = iter([b""]) if requests else b""
     kind = ("stream" if requests else "unary") + "_" + ("stream" if answers else "unary")
     try:

@@ -24,6 +24,7 @@ from tailorbird.engine.errors import (
     TailorbirdError,
     Unauthenticated,
 )
+from tailorbird.server.guard import OPEN, rule_of
 from tailorbird.server.keys import Gate, KeyFile, Scope
 from tailorbird.server.statuses import REASON_KEY
 from tailorbird.server.tenants import METADATA, TENANTS_MAX, Gates, by_tenant, chooser, parse_tenants
@@ -45,6 +46,7 @@ from tailorbird.v1 import (
     signal_service_pb2_grpc,
 )
 from tests.server.conftest import CONFIGURATION, Running, running_service, serving_process
+from tests.server.test_keys import call, methods
 from tests.server.test_service import USER, order
 
 NOW = 1_700_000_000_000
@@ -132,6 +134,22 @@ def test_a_key_opens_its_own_tenant_and_no_other(shops: dict[str, Path], transpo
             break
         else:
             pytest.fail("the files of keys were not read again")
+
+
+def test_no_method_reaches_another_tenant(shops: dict[str, Path], transport: str) -> None:
+    texts = {name: KeyFile(path).create(tuple(Scope), NOW, tenant=name)[0] for name, path in shops.items()}
+    stray, _ = KeyFile(shops["red"]).create(tuple(Scope), NOW, tenant="blue")
+    with running_service(shops, transport=transport) as running:
+        for path, requests, answers in methods():
+            if rule_of(path) is OPEN:
+                continue
+            for key, metadata in (
+                (texts["red"], ((METADATA, "blue"),)),
+                (texts["blue"], ((METADATA, "x"),)),
+                (stray, ()),
+            ):
+                found = call(running, path, requests, answers, key, metadata)
+                assert found == (grpc.StatusCode.PERMISSION_DENIED, "WRONG_TENANT"), path
 
 
 def test_what_is_written_for_one_tenant_is_in_its_directory_alone(shops: dict[str, Path], transport: str) -> None:
