@@ -673,6 +673,7 @@ class Engine:
         with self._reading:
             self._store.warm()
             self._decider.log = None
+            counted = self._tier_counts.copy()
             try:
                 for placement in self.configuration.placements:
                     self._decider.decide(DecideRequest(placement=placement.name), self._clock())
@@ -681,6 +682,7 @@ class Engine:
                     self._contexts.of(layouts.current).derive({USER_AGENT: "Mozilla/5.0"}, self._clock())
             finally:
                 self._decider.log = self._decision_log
+                self._tier_counts[:] = counted
 
     def profile(self, identifiers: Mapping[str, str], *, at: int = 0) -> Profile:
         """Return one person's profile as of `at` (ms, 0 is now). Raises `NotFound` NO_PROFILE."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import time
 import urllib.error
 import urllib.request
@@ -29,9 +30,7 @@ class Reading:
     samples: dict[str, list[tuple[dict[str, str], float]]] = field(default_factory=dict)
     unready: str = ""
 
-    def by(
-        self, name: str, *labels: str, merge: Callable[[float, float], float] = float.__add__
-    ) -> dict[Labels, float]:
+    def by(self, name: str, *labels: str, merge: Callable[[float, float], float] = operator.add) -> dict[Labels, float]:
         """Return the values of a figure by some of its labels, merged over the others, by default added up."""
         found: dict[Labels, float] = {}
         for own, value in self.samples.get(name, ()):

@@ -99,7 +99,7 @@ def _screen() -> Iterator[Callable[[list[str]], None]]:
         raise SystemExit(128 + number)
 
     def draw(lines: list[str]) -> None:
-        sys.stdout.write(HOME + "\r\n".join(line + TO_END_OF_LINE for line in lines) + TO_END)
+        sys.stdout.write(HOME + "\n".join(line + TO_END_OF_LINE for line in lines) + TO_END)
         sys.stdout.flush()
 
     former, handler = termios.tcgetattr(sys.stdin), signal.signal(signal.SIGTERM, ended)
