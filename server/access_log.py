@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable
 
 from tailorbird.engine.errors import CallerError, TailorbirdError
-from tailorbird.server.log_lines import LogLines
-from tailorbird.server.logs import Field, LogFormat, rendered
+from tailorbird.server.logs import Field, LineWriter
 from tailorbird.server.transport import CallContext
 from tailorbird.server.watching import Ended, Sizes, code_name
 
@@ -44,14 +43,12 @@ class AccessLog:
 
     def __init__(
         self,
-        lines: LogLines,
-        form: LogFormat,
+        lines: LineWriter,
         ratio: float,
         tenant: str,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._lines = lines
-        self._form = form
         self._ratio = ratio
         self._tenant = tenant
         self._draw = draw
@@ -76,6 +73,6 @@ class AccessLog:
             }
             if isinstance(error, TailorbirdError):
                 fields["reason"] = error.reason
-            self._lines.put(rendered(self._form, time.time(), "INFO", LOGGER, "call", fields))
+            self._lines.write(time.time(), "INFO", LOGGER, "call", fields)
 
         return ended

@@ -131,13 +131,29 @@ class RepeatLimit:
             return held_back if count < REPEATS_MAX else -1
 
 
+class LineWriter:
+    """Writes lines in one form, each in the name of the process where there are several."""
+
+    def __init__(self, lines: LogLines, form: LogFormat, process: str = "") -> None:
+        self._lines = lines
+        self._form = form
+        self._process: dict[str, Field] = {"process": process} if process else {}
+
+    def write(self, moment_s: float, level: str, logger: str, message: str, fields: Mapping[str, Field]) -> None:
+        """Have a line written, soon; never waits."""
+        self._lines.put(rendered(self._form, moment_s, level, logger, message, {**self._process, **fields}))
+
+    def close(self) -> None:
+        """Write what waits."""
+        self._lines.close()
+
+
 class LineHandler(logging.Handler):
     """Turns records into lines."""
 
-    def __init__(self, lines: LogLines, form: LogFormat, repeats: RepeatLimit | None = None) -> None:
+    def __init__(self, writer: LineWriter, repeats: RepeatLimit | None = None) -> None:
         super().__init__()
-        self._lines = lines
-        self._form = form
+        self._writer = writer
         self._repeats = repeats or RepeatLimit()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -151,18 +167,17 @@ class LineHandler(logging.Handler):
             message, fields = f"a line of {os.path.basename(record.pathname)}:{record.lineno} could not be written", {}
         if held_back:
             fields["held_back_count"] = held_back
-        self._lines.put(rendered(self._form, record.created, record.levelname, record.name, message, fields))
+        self._writer.write(record.created, record.levelname, record.name, message, fields)
 
 
-class Logging:
+class Logging(LineWriter):
     """The process's logging while it serves; `close` writes what waits and puts back what was there."""
 
-    def __init__(self, form: LogFormat, level: str, stream: TextIO) -> None:
-        self.form = form
-        self.lines = LogLines(stream)
+    def __init__(self, form: LogFormat, level: str, stream: TextIO, process: str = "") -> None:
+        super().__init__(LogLines(stream), form, process)
         # grpcio's core writes to standard error by itself, addresses of callers among it; whoever wants that says so.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        self._handler = LineHandler(self.lines, form)
+        self._handler = LineHandler(self)
         root = logging.getLogger()
         self._former = root.level, list(root.handlers), sys.excepthook, threading.excepthook, sys.unraisablehook
         root.handlers[:] = [self._handler]
@@ -177,7 +192,7 @@ class Logging:
         level, handlers, sys.excepthook, threading.excepthook, sys.unraisablehook = self._former
         root.handlers[:] = handlers
         root.setLevel(level)
-        self.lines.close()
+        super().close()
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:

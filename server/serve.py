@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -37,7 +37,7 @@ LOG = logging.getLogger(__name__)
 class ServeOptions:
     """Where to listen, whether that may be another address than loopback, on which transport, and the limits.
 
-    `tenant` is whose keys are let in where there is one engine. `watchers` are told of every call, the first of them first.
+    `tenant` is whose keys are let in where there is one engine.
     """
 
     listen: str = DEFAULT
@@ -47,7 +47,6 @@ class ServeOptions:
     tenant: str = DEFAULT_TENANT
     metrics: str = ""
     limits: ServerLimits = field(default_factory=ServerLimits)
-    watchers: tuple[Begin, ...] = ()
 
 
 class State(StrEnum):
@@ -59,9 +58,14 @@ class State(StrEnum):
 
 
 class Service:
-    """Everything that runs beside an engine, or beside several, by tenant. They are the caller's: opened before, closed after."""
+    """Everything that runs beside an engine, or beside several, by tenant. They are the caller's: opened before, closed after.
 
-    def __init__(self, engines: Engine | Mapping[str, Engine], options: ServeOptions) -> None:
+    `watchers` are told of every call, the first of them first.
+    """
+
+    def __init__(
+        self, engines: Engine | Mapping[str, Engine], options: ServeOptions, watchers: Sequence[Begin] = ()
+    ) -> None:
         self._engines = engines if isinstance(engines, Mapping) else {options.tenant: engines}
         self._state = State.STARTING
         files = {tenant: KeyFile(engine.directory.root) for tenant, engine in self._engines.items()}
@@ -88,7 +92,7 @@ class Service:
                 options.metrics, insecure=options.insecure_listen, option="--metrics"
             )
             table = self._metrics.metered(table)
-        for begin in reversed(options.watchers):
+        for begin in reversed(watchers):
             table = watched(table, begin)
         self._server, self.transport = make_server(options.transport, table, options.limits, options.sockets)
         self._upkeep: list[asyncio.Task[None]] = []
@@ -157,7 +161,7 @@ async def serve(engines: Engine | Mapping[str, Engine], options: ServeOptions, a
     loop.set_exception_handler(_log_stray)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    service = Service(engines, options)
+    service = Service(engines, options, watchers)
     try:
         address = await service.start()
         if isinstance(engines, Mapping):

@@ -53,12 +53,16 @@ FAILURES = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL
 class Traces:
     """Makes the spans of calls, of `ratio` of those whose caller does not say; left as a context, sends what waits."""
 
-    def __init__(self, endpoint: str, ratio: float, draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, endpoint: str, ratio: float, process: str = "", draw: Callable[[], float] = random.random
+    ) -> None:
         url = urlsplit(endpoint)
         if url.scheme not in ("http", "https") or not url.netloc or url.username or url.password:
             raise CallerError("BAD_ARGUMENT", "expected http://HOST:PORT of an OTLP collector, got another in --traces")
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=url.scheme == "http", timeout=SEND_S)
-        resource = Resource({"service.name": "tailorbird", "service.version": metadata.version("tailorbird")})
+        instance = {"service.instance.id": process} if process else {}
+        version = metadata.version("tailorbird")
+        resource = Resource({"service.name": "tailorbird", "service.version": version, **instance})
         self._provider = TracerProvider(resource=resource, sampler=ALWAYS_ON, shutdown_on_exit=False)
         self._provider.add_span_processor(
             BatchSpanProcessor(

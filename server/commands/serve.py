@@ -6,24 +6,24 @@ import argparse
 import asyncio
 import contextlib
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 import uvloop
 
 from tailorbird.engine import Engine
 from tailorbird.engine.errors import CallerError
-from tailorbird.server.access_log import AccessLog, checked_ratio
+from tailorbird.server.access_log import checked_ratio
 from tailorbird.server.commands.data_directory import add_data_argument, find_data_directory
 from tailorbird.server.keys import DEFAULT_TENANT, KeyFile
 from tailorbird.server.listening import DEFAULT, checked_address
-from tailorbird.server.logs import LEVELS, LogFormat, Logging, format_for
+from tailorbird.server.logs import LEVELS, LogFormat, format_for
+from tailorbird.server.observers import ObserverOptions, observing
 from tailorbird.server.serve import ServeOptions, serve
 from tailorbird.server.tenants import parse_tenants
 from tailorbird.server.transport import ServerLimits
 from tailorbird.server.transport.choice import AUTO, CHOICES, NATIVE, chosen
 from tailorbird.server.transport.listeners import ListenOptions, TlsFiles
-from tailorbird.server.watching import Begin
 
 FORMAT_HELP = "of lines on standard error; default text on a terminal, json elsewhere"
 
@@ -100,23 +100,17 @@ def tenant_directories(arguments: argparse.Namespace) -> dict[str, Path]:
     return {tenant: find_data_directory(str(path)) for tenant, path in parse_tenants(named).items()}
 
 
-@contextlib.contextmanager
-def observers(arguments: argparse.Namespace, logging: Logging, tenants: Collection[str]) -> Iterator[tuple[Begin, ...]]:
-    """Give what is told of every call, traces before the access log, whose lines name them."""
-    # With several tenants only those who are let in have one.
-    tenant = next(iter(tenants)) if len(tenants) == 1 else ""
-    access_ratio = checked_ratio(arguments.access_log, "--access-log")
-    traces_ratio = checked_ratio(arguments.traces_ratio, "--traces-ratio")
-    found: list[Begin] = []
-    with contextlib.ExitStack() as stack:
-        if arguments.traces:
-            # Imported only when asked for: it brings a library that most do without.
-            from tailorbird.server.traces import Traces
-
-            found.append(stack.enter_context(Traces(arguments.traces, traces_ratio)).begin)
-        if access_ratio > 0.0:
-            found.append(AccessLog(logging.lines, logging.form, access_ratio, tenant).begin)
-        yield tuple(found)
+def observer_options(arguments: argparse.Namespace, tenants: Collection[str]) -> ObserverOptions:
+    """Return what is logged and traced. Raises `CallerError` BAD_ARGUMENT."""
+    return ObserverOptions(
+        log_format=format_for(arguments.log_format, sys.stderr),
+        log_level=arguments.log_level,
+        access_log=checked_ratio(arguments.access_log, "--access-log"),
+        traces=arguments.traces,
+        traces_ratio=checked_ratio(arguments.traces_ratio, "--traces-ratio"),
+        # With several tenants only those who are let in have one.
+        tenant=next(iter(tenants)) if len(tenants) == 1 else "",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -129,21 +123,19 @@ def run(arguments: argparse.Namespace) -> int:
     checked_address(arguments.listen, insecure=insecure or has_keys)
     # grpcio brings a loop's worth of threads of its own; the native transport is only as fast as the loop it runs on.
     loop_factory = uvloop.new_event_loop if chosen(arguments.transport)[0] == NATIVE else None
+    options = ServeOptions(
+        listen=arguments.listen,
+        insecure_listen=insecure,
+        sockets=ListenOptions(tls=tls, reuse_port=arguments.reuse_port),
+        transport=arguments.transport,
+        tenant=tenant,
+        metrics=arguments.metrics,
+        limits=ServerLimits(message_bytes_max=arguments.message_bytes_max, grace_s=arguments.grace_s),
+    )
     with contextlib.ExitStack() as stack:
-        logging = Logging(format_for(arguments.log_format, sys.stderr), arguments.log_level, sys.stderr)
-        stack.callback(logging.close)
-        options = ServeOptions(
-            listen=arguments.listen,
-            insecure_listen=insecure,
-            sockets=ListenOptions(tls=tls, reuse_port=arguments.reuse_port),
-            transport=arguments.transport,
-            tenant=tenant,
-            metrics=arguments.metrics,
-            limits=ServerLimits(message_bytes_max=arguments.message_bytes_max, grace_s=arguments.grace_s),
-            watchers=stack.enter_context(observers(arguments, logging, directories)),
-        )
+        watchers = stack.enter_context(observing(observer_options(arguments, directories)))
         engines = {name: stack.enter_context(Engine.open(path)) for name, path in directories.items()}
         runner = stack.enter_context(asyncio.Runner(loop_factory=loop_factory))
         served = engines if len(engines) > 1 else engines[tenant]
-        runner.run(serve(served, options, lambda line: print(line, flush=True)))
+        runner.run(serve(served, options, lambda line: print(line, flush=True), watchers))
     return 0

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 
 from tailorbird.engine import Engine
 from tailorbird.server.serve import ServeOptions, Service
+from tailorbird.server.watching import Begin
 
 # Opt-in: nothing is stored without a basis. The tick is short, so that a test need not wait for popularity.
 CONFIGURATION = """\
@@ -71,7 +72,9 @@ def running(serving: Serving) -> Iterator[Running]:
 
 
 @contextmanager
-def running_service(directory: Path | Mapping[str, Path], **options: Any) -> Iterator[Running]:
+def running_service(
+    directory: Path | Mapping[str, Path], watchers: Sequence[Begin] = (), **options: Any
+) -> Iterator[Running]:
     """Run the service over a data directory, or several by tenant, until the block is left; `options` are of `ServeOptions`."""
     directories = directory if isinstance(directory, Mapping) else {"": directory}
     started = threading.Event()
@@ -86,7 +89,7 @@ def running_service(directory: Path | Mapping[str, Path], **options: Any) -> Ite
         with ExitStack() as stack:
             engines = {name: stack.enter_context(Engine.open(path)) for name, path in directories.items()}
             served = engines if isinstance(directory, Mapping) else engines[""]
-            service = Service(served, ServeOptions(**{"listen": "127.0.0.1:0", **options}))
+            service = Service(served, ServeOptions(**{"listen": "127.0.0.1:0", **options}), watchers)
             try:
                 address = await service.start()
                 metrics_ports.append(service.metrics_port)

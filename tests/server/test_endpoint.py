@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tailorbird.engine import Engine
 from tailorbird.server import endpoint
 from tailorbird.server.endpoint import Endpoint
 from tailorbird.server.serve import ServeOptions, Service
+from tailorbird.server.watching import Begin
 from tests.server.conftest import running_service, serving_process
 
 Answer = tuple[int, str, bytes]
@@ -97,9 +99,9 @@ def test_a_service_that_warms_up_or_stops_is_alive_and_not_ready(shop: Path, mon
         go_on.wait(30)
         warm(engine)
 
-    def noted(service: Service, engines: Engine, options: ServeOptions) -> None:
+    def noted(service: Service, engines: Engine, options: ServeOptions, watchers: Sequence[Begin]) -> None:
         made.append(service)
-        begin(service, engines, options)
+        begin(service, engines, options, watchers)
 
     def look() -> None:
         assert warming.wait(30)

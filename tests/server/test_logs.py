@@ -32,6 +32,7 @@ from tailorbird.server.logs import (
     REPEATS_MAX,
     REPEATS_WINDOW_S,
     LineHandler,
+    LineWriter,
     LogFormat,
     Logging,
     RepeatLimit,
@@ -159,7 +160,7 @@ def test_a_repeated_line_says_how_many_were_held_back() -> None:
     now = [0.0]
     stream = io.StringIO()
     lines = LogLines(stream)
-    handler = LineHandler(lines, LogFormat.JSON, RepeatLimit(lambda: now[0]))
+    handler = LineHandler(LineWriter(lines, LogFormat.JSON, "worker 1"), RepeatLimit(lambda: now[0]))
     record = logging.LogRecord("tailorbird.test", logging.INFO, __file__, 1, "again", (), None)
     for _ in range(REPEATS_MAX + 3):
         handler.emit(record)
@@ -168,6 +169,7 @@ def test_a_repeated_line_says_how_many_were_held_back() -> None:
     lines.close()
     told = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert len(told) == REPEATS_MAX + 1
+    assert {line["process"] for line in told} == {"worker 1"}
     assert [line.get("held_back_count", 0) for line in told] == [0] * REPEATS_MAX + [3]
 
 
@@ -208,7 +210,7 @@ def access_lines(ratio: float, draws: Iterator[float] | None = None) -> tuple[Ac
     stream = io.StringIO()
     lines = LogLines(stream)
     draw = (lambda: next(draws)) if draws is not None else (lambda: 0.5)
-    return AccessLog(lines, LogFormat.JSON, ratio, "shop", draw), lines, stream
+    return AccessLog(LineWriter(lines, LogFormat.JSON), ratio, "shop", draw), lines, stream
 
 
 def test_a_call_is_one_line_with_its_sizes_and_how_it_ended() -> None:

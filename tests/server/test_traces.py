@@ -103,7 +103,7 @@ def test_a_call_is_a_span_below_its_callers(collector: tuple[Collector, str]) ->
     servicer, url = collector
 
     async def calls() -> None:
-        with Traces(url, 0.0) as traces:
+        with Traces(url, 0.0, "worker 1") as traces:
             table = watched(TABLE, traces.begin)
             context = await call(table, b"abc", ("traceparent", SAMPLED))
             assert context.trace_id == TRACE
@@ -144,6 +144,7 @@ def test_a_call_is_a_span_below_its_callers(collector: tuple[Collector, str]) ->
     assert attributes(bug)["rpc.grpc.status_code"] == 13
     assert (attributes(both)["tailorbird.request_bytes"], attributes(both)["tailorbird.answer_bytes"]) == (3, 3)
     assert servicer.resources[0]["service.name"] == "tailorbird"
+    assert servicer.resources[0]["service.instance.id"] == "worker 1"
     told = str(spans)
     assert PERSON not in told
     assert "192.0.2.1" not in told
@@ -154,7 +155,7 @@ def test_the_caller_says_what_is_kept_and_a_part_of_the_rest_is(collector: tuple
     draws = iter([0.1, 0.9])
 
     async def calls() -> list[str]:
-        with Traces(url, 0.5, lambda: next(draws)) as traces:
+        with Traces(url, 0.5, draw=lambda: next(draws)) as traces:
             table = watched(TABLE, traces.begin)
             found = [
                 await call(table, b"kept"),
