@@ -154,7 +154,12 @@ class Service:
             self._metrics.close()
 
 
-async def serve(engines: Engine | Mapping[str, Engine], options: ServeOptions, announce: Callable[[str], None]) -> None:
+async def serve(
+    engines: Engine | Mapping[str, Engine],
+    options: ServeOptions,
+    announce: Callable[[str], None],
+    watchers: Sequence[Begin] = (),
+) -> None:
     """Serve until SIGTERM or SIGINT; `announce` gets the lines an operator should read."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
