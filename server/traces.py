@@ -21,26 +21,6 @@ from tailorbird.server.statuses import Code
 from tailorbird.server.transport import CallContext
 from tailorbird.server.watching import Ended, Sizes, code_name
 
-try:
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-    from opentelemetry.trace import (
-        NonRecordingSpan,
-        SpanContext,
-        SpanKind,
-        StatusCode,
-        TraceFlags,
-        set_span_in_context,
-    )
-    from opentelemetry.trace import Status as SpanStatus
-except ImportError as error:
-    raise PreconditionFailed(
-        "NO_TRACES", f"expected tailorbird[traces] for --traces, got an install without it ({error.name}); install it"
-    ) from None
-
 SPANS_WAITING_MAX = 2_048
 SPANS_SENT_MAX = 512
 SEND_EVERY_MS = 1_000
@@ -59,6 +39,19 @@ class Traces:
         url = urlsplit(endpoint)
         if url.scheme not in ("http", "https") or not url.netloc or url.username or url.password:
             raise CallerError("BAD_ARGUMENT", "expected http://HOST:PORT of an OTLP collector, got another in --traces")
+        try:
+            from opentelemetry import trace
+            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+            from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+        except ImportError as error:
+            raise PreconditionFailed(
+                "NO_TRACES",
+                f"expected an install with tailorbird[traces], got one without {error.name}; install it, or leave --traces out",
+            ) from None
+        self._api = trace
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=url.scheme == "http", timeout=SEND_S)
         instance = {"service.instance.id": process} if process else {}
         version = metadata.version("tailorbird")
@@ -89,16 +82,17 @@ class Traces:
         parent = trace_parent(context)
         if not (parent[2] if parent is not None else self._draw() < self._ratio):
             return None
-        surroundings = None
+        api, surroundings = self._api, None
         if parent is not None:
             trace_id, span_id = int(parent[0], 16), int(parent[1], 16)
-            caller = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
-            surroundings = set_span_in_context(NonRecordingSpan(caller))
+            kept = api.TraceFlags(api.TraceFlags.SAMPLED)
+            caller = api.SpanContext(trace_id, span_id, is_remote=True, trace_flags=kept)
+            surroundings = api.set_span_in_context(api.NonRecordingSpan(caller))
         service, _, method = context.method[1:].partition("/")
         span = self._tracer.start_span(
             context.method[1:],
             surroundings,
-            SpanKind.SERVER,
+            api.SpanKind.SERVER,
             {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
             start_time=time.time_ns(),
         )
@@ -114,7 +108,7 @@ class Traces:
             if isinstance(error, TailorbirdError):
                 span.set_attribute("tailorbird.reason", error.reason)
             if code in FAILURES:
-                span.set_status(SpanStatus(StatusCode.ERROR))
+                span.set_status(api.Status(api.StatusCode.ERROR))
             span.end()
 
         return ended

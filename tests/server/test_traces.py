@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from tailorbird.engine.errors import CallerError, NotFound
+from tailorbird.engine.errors import CallerError, NotFound, PreconditionFailed
 from tailorbird.server.traces import Traces
 from tailorbird.server.transport import Bidirectional, CallContext, HandlerTable, Unary
 from tailorbird.server.watching import watched
@@ -178,6 +179,12 @@ def test_an_endpoint_that_is_none_is_refused_and_not_repeated(endpoint: str) -> 
     with pytest.raises(CallerError, match="BAD_ARGUMENT.*--traces") as caught:
         Traces(endpoint, 1.0)
     assert "secret" not in caught.value.message
+
+
+def test_without_the_extra_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(PreconditionFailed, match=r"NO_TRACES.*tailorbird\[traces\]"):
+        Traces("http://127.0.0.1:9", 1.0)
 
 
 def test_calls_go_on_where_no_collector_answers(shop: Path) -> None:
