@@ -173,7 +173,10 @@ class Decider:
         hasher: IdentifierHasher,
         servings: Servings,
         contexts: Contexts,
+        tier_counts: npt.NDArray[np.int64] | None = None,
     ) -> None:
+        """Decisions are counted in `tier_counts`, by their place in `TIERS` from 1, where others may count as well."""
+        self.tier_counts = np.zeros(len(TIERS) + 1, np.int64) if tier_counts is None else tier_counts
         self.store = store
         self.evidence = evidence
         self.hasher = hasher
@@ -337,6 +340,7 @@ class Decider:
         if compiled.freshness_ms:
             degraded += self._stale(at)
         tier = EMPTY if not winners else PERSON if known.speaks else self._tier_without_person(chain)
+        self.tier_counts[TIERS.index(tier) + 1] += 1
         decision = Decision(
             decision_id=self._decision_id(request.request_id, at),
             placement=placement.name,
@@ -439,6 +443,7 @@ class Decider:
                 self._quick_context,
                 self._quick_reasons,
                 DecisionEncoder(tuple(Reason), TIERS),
+                self.tier_counts,
             )
         quick_of = compiled, evidence.neighbours is None
         if self._quick_of != quick_of:

@@ -13,13 +13,14 @@ from typing import Any, Self, Unpack
 
 import lmdb
 import msgspec
+import numpy as np
 
 from tailorbird.engine.backfill import Backfill, BackfillProgress
 from tailorbird.engine.compiled import compile_configuration, namespaces_of
 from tailorbird.engine.configuration import Configuration, Limits, parse_configuration, read_configuration
 from tailorbird.engine.consent import ConsentChoice, DataType
 from tailorbird.engine.context import USER_AGENT, Contexts, WeatherProvider
-from tailorbird.engine.decider import Answer, Decider, check_position
+from tailorbird.engine.decider import TIERS, Answer, Decider, check_position
 from tailorbird.engine.decision_log import DecisionLog, erase
 from tailorbird.engine.directory import Directory, sync_folder, write_durably
 from tailorbird.engine.errors import CallerError, Damaged, NotFound, PreconditionFailed, TailorbirdError, Unavailable
@@ -100,7 +101,8 @@ class Engine:
         )
         self._servings = Servings(is_recorded=lock is not None)
         self._evidence = Evidence(store, directory.models)
-        self._decider = Decider(store, self._evidence, hasher, self._servings, self._contexts)
+        self._tier_counts = np.zeros(len(TIERS) + 1, np.int64)
+        self._decider = Decider(store, self._evidence, hasher, self._servings, self._contexts, self._tier_counts)
         self._idle_deciders: list[Decider] = []  # of batches
         self._closed = False
         self._backfilling = threading.Lock()
@@ -242,7 +244,9 @@ class Engine:
         )
         self._writer = Writer(self._store, self._log, self._hasher, self._clock, limits.map_bytes, self._contexts)
         self._evidence = Evidence(self._store, self.directory.models)
-        self._decider = Decider(self._store, self._evidence, self._hasher, self._servings, self._contexts)
+        self._decider = Decider(
+            self._store, self._evidence, self._hasher, self._servings, self._contexts, self._tier_counts
+        )
         self._idle_deciders.clear()
 
     def close(self) -> None:
@@ -309,6 +313,11 @@ class Engine:
     def decision_log(self) -> DecisionLog | None:
         """The decision log of this process, None where nothing is logged."""
         return self._decision_log
+
+    @property
+    def tier_counts(self) -> dict[str, int]:
+        """How many decisions each tier has carried since the directory was opened here."""
+        return {str(tier): int(count) for tier, count in zip(TIERS, self._tier_counts[1:], strict=True)}
 
     def _flush_decisions(self) -> None:
         """Write the decisions that wait to be logged."""
@@ -653,7 +662,9 @@ class Engine:
                 decider = self._idle_deciders.pop()
             else:
                 evidence = Evidence(self._store, self.directory.models)
-                decider = Decider(self._store, evidence, self._hasher, self._servings, self._contexts)
+                decider = Decider(
+                    self._store, evidence, self._hasher, self._servings, self._contexts, self._tier_counts
+                )
                 decider.log = self._decision_log
             answers = decider.decide_each(requests, self._clock())
             self._servings.begin_batch()
@@ -697,6 +708,7 @@ class Engine:
         with self._reading:
             self._store.warm()
             self._decider.log = None
+            counted = self._tier_counts.copy()
             try:
                 for placement in self.configuration.placements:
                     self._decider.decide(DecideRequest(placement=placement.name), self._clock())
@@ -705,6 +717,7 @@ class Engine:
                     self._contexts.of(layouts.current).derive({USER_AGENT: "Mozilla/5.0"}, self._clock())
             finally:
                 self._decider.log = self._decision_log
+                self._tier_counts[:] = counted
 
     def profile(self, identifiers: Mapping[str, str], *, at: int = 0) -> Profile:
         """Return one person's profile as of `at` (ms, 0 is now). Raises `NotFound` NO_PROFILE."""

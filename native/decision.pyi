@@ -75,6 +75,7 @@ class QuickDecider:
         context: Callable[[dict[str, str], int], QuickContext | None],
         reasons: Callable[[QuickContext, int], tuple[Any, ...]],
         encoder: DecisionEncoder,
+        tier_counts__t: npt.NDArray[np.int64],
     ) -> QuickDecider: ...
     def take_up(
         self,

@@ -31,6 +31,7 @@ cdef enum:
     KEY_BYTES = 16
     CONTEXT_BYTES_MAX = 1024
     FEATURES_MAX = 1024
+    TIER_COUNT = 5
     WINDOWS_MAX = 4
     CAPS_MAX = 4
     RECENT_MAX = 128
@@ -128,7 +129,7 @@ cdef class QuickDecider:
     `namespaces` are {name: (PlainHasher or None, priority)}, `person_hasher` makes the ids of people of their keys,
     `decision_id(request_id, at)` those of decisions; `context(values, at)` gives the `QuickContext` of a context, None for one that
     is refused, `reasons(context, code)` what a reason code stands for. `encoder` must be its own: whoever is called back may let
-    others encode meanwhile.
+    others encode meanwhile. Decisions are counted in `tier_counts__t`, int64 by tier from 1.
     """
 
     cdef dict namespaces
@@ -160,9 +161,13 @@ cdef class QuickDecider:
     cdef int64_t position
     cdef dict contexts
     cdef float[FEATURES_MAX] vector
+    cdef int64_t[::1] tier_counts__t  # by tier as in an answer, from 1
 
     def __cinit__(self, dict namespaces not None, PlainHasher person_hasher not None, servings not None, decision_id not None,
-                  context not None, reasons not None, DecisionEncoder encoder not None):
+                  context not None, reasons not None, DecisionEncoder encoder not None, int64_t[::1] tier_counts__t not None):
+        if tier_counts__t.shape[0] != TIER_COUNT + 1:
+            raise ValueError(f"expected {TIER_COUNT + 1} counts, got {tier_counts__t.shape[0]}")
+        self.tier_counts__t = tier_counts__t
         self.namespaces, self.person_hasher, self.servings = namespaces, person_hasher, servings
         self.decision_id, self.context_of, self.reasons_of = decision_id, context, reasons
         self.asked, self.view = Asked.__new__(Asked), RecordView()
@@ -276,6 +281,8 @@ cdef class QuickDecider:
             answered.tier = 5
         else:
             answered.tier = 1 if speaks else context.tier
+        if 0 < answered.tier <= TIER_COUNT:
+            self.tier_counts__t[answered.tier] += 1
         answered.completeness = <double>fresh / <double>plan.feature_count if plan.feature_count else 0.0
         answered.profile_age_ms = max(<int64_t>0, at - person.last_seen) if person.last_seen else -1
         answered.masked_count, answered.excluded_count = masked, ranking.excluded_count

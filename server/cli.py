@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("replay", "rebuild the state from the log and compare"),
     "keys": ("keys", "make, list and revoke the keys of callers"),
     "serve": ("serve", "answer over gRPC"),
+    "top": ("top", "a running service at a glance"),
     "demo": ("demo", "a generated shop and three visits"),
     "bench": ("bench", "measure"),
     "build-info": ("build_info", "versions, kernels and compiler flags"),

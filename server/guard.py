@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from tailorbird.engine.errors import InternalError
-from tailorbird.server.keys import Gate, Scope
+from tailorbird.server.keys import Admission, Scope
 from tailorbird.server.transport import (
     Bidirectional,
     CallContext,
@@ -35,7 +35,7 @@ RULES: dict[str, Scope | None] = {
 }
 
 
-def guarded(table: HandlerTable, gate: Gate) -> HandlerTable:
+def guarded(table: HandlerTable, gate: Admission) -> HandlerTable:
     """Return the table with a key asked for before each handler. Raises `InternalError` NO_RULE for a method without one."""
     return {path: _guarded(handler, gate, rule_of(path)) for path, handler in table.items()}
 
@@ -57,29 +57,35 @@ def key_of(context: CallContext) -> str | None:
     return None
 
 
-def _guarded(handler: Handler, gate: Gate, scope: Scope | None) -> Handler:
+def _admit(gate: Admission, scope: Scope, context: CallContext, size_bytes: int) -> None:
+    key = gate.admit(key_of(context), scope, size_bytes)
+    context.caller, context.tenant = key.name or key.id, key.tenant
+
+
+def _guarded(handler: Handler, gate: Admission, scope: Scope | None) -> Handler:
     if scope is OPEN:
         return handler
     match handler:
         case Unary(unary, prompt):
 
             async def guarded_unary(request: bytes, context: CallContext) -> bytes:
-                gate.admit(key_of(context), scope, len(request))
+                _admit(gate, scope, context, len(request))
                 return await unary(request, context)
 
             return Unary(guarded_unary, prompt)
         case ServerStream(server_stream):
 
             async def guarded_server_stream(request: bytes, context: CallContext) -> AsyncIterator[bytes]:
-                gate.admit(key_of(context), scope, len(request))
+                _admit(gate, scope, context, len(request))
                 async for answer in server_stream(request, context):
+                    gate.check(key_of(context), scope)  # a stream outlives a key that is revoked
                     yield answer
 
             return ServerStream(guarded_server_stream)
         case ClientStream(client_stream):
 
             async def guarded_client_stream(requests: AsyncIterator[bytes], context: CallContext) -> bytes:
-                gate.admit(key_of(context), scope, 0)
+                _admit(gate, scope, context, 0)
                 return await client_stream(_each(requests, context, gate, scope), context)
 
             return ClientStream(guarded_client_stream)
@@ -88,15 +94,17 @@ def _guarded(handler: Handler, gate: Gate, scope: Scope | None) -> Handler:
             async def guarded_bidirectional(
                 requests: AsyncIterator[bytes], context: CallContext
             ) -> AsyncIterator[bytes]:
-                gate.admit(key_of(context), scope, 0)
+                _admit(gate, scope, context, 0)
                 async for answer in bidirectional(_each(requests, context, gate, scope), context):
                     yield answer
 
             return Bidirectional(guarded_bidirectional)
 
 
-async def _each(requests: AsyncIterator[bytes], context: CallContext, gate: Gate, scope: Scope) -> AsyncIterator[bytes]:
-    """Yield the requests of a stream, asking for the key with each: a stream outlives a key that is revoked."""
+async def _each(
+    requests: AsyncIterator[bytes], context: CallContext, gate: Admission, scope: Scope
+) -> AsyncIterator[bytes]:
+    """Yield the requests of a stream, asking for the key with each."""
     async for request in requests:
         gate.admit(key_of(context), scope, len(request))
         yield request

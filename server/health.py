@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any
 
 from grpc_health.v1 import health_pb2
 
@@ -15,6 +16,10 @@ from tailorbird.server.transport import CallContext, HandlerTable, ServerStream,
 
 SERVICE = "grpc.health.v1.Health"
 
+
+# The method is younger than the stubs of its package.
+_LIST_REQUEST: Any = health_pb2.HealthListRequest  # type: ignore[attr-defined]
+_LIST_RESPONSE: Any = health_pb2.HealthListResponse  # type: ignore[attr-defined]
 
 LOOK_AGAIN_S = 1.0
 FRESHNESS = "freshness."  # before a category of data: whether its newest event is as young as declared
@@ -41,7 +46,11 @@ class Health:
 
     def table(self) -> HandlerTable:
         """Return the handlers of the health service."""
-        return {f"/{SERVICE}/Check": Unary(self._check, prompt=True), f"/{SERVICE}/Watch": ServerStream(self._watch)}
+        return {
+            f"/{SERVICE}/Check": Unary(self._check, prompt=True),
+            f"/{SERVICE}/List": Unary(self._list, prompt=True),
+            f"/{SERVICE}/Watch": ServerStream(self._watch),
+        }
 
     async def _check(self, request_bytes: bytes, context: CallContext) -> bytes:
         request = decode(health_pb2.HealthCheckRequest, request_bytes)
@@ -49,13 +58,22 @@ class Health:
             raise NotFound("UNKNOWN_SERVICE", f"expected a service of this server, got {request.service!r}")
         return self._answer(request.service)
 
+    async def _list(self, request_bytes: bytes, context: CallContext) -> bytes:
+        decode(_LIST_REQUEST, request_bytes)
+        statuses = {service: self._status(service) for service in sorted(self._services)}
+        answer: bytes = _LIST_RESPONSE(statuses=statuses).SerializeToString()
+        return answer
+
     def _answer(self, service: str) -> bytes:
+        return self._status(service).SerializeToString()
+
+    def _status(self, service: str) -> health_pb2.HealthCheckResponse:
         response = health_pb2.HealthCheckResponse
         serving = self._serving
         if service.startswith(FRESHNESS):
             serving = service not in {FRESHNESS + category.name.lower() for category in self._stale()}
         status = response.SERVING if serving else response.NOT_SERVING
-        return response(status=status).SerializeToString()
+        return response(status=status)
 
     async def _watch(self, request_bytes: bytes, context: CallContext) -> AsyncIterator[bytes]:
         request = decode(health_pb2.HealthCheckRequest, request_bytes)

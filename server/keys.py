@@ -7,13 +7,17 @@ that a revoked key is refused within a second.
 
 from __future__ import annotations
 
+import fcntl
 import hmac
+import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from hashlib import blake2b
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -109,24 +113,44 @@ class KeyFile:
             calls_per_s_max=calls_per_s_max,
             message_bytes_max=message_bytes_max,
         )
-        self._write([*self.read(), key])
+        with self._locked():
+            self._write([*self.read(), key])
         return f"{PREFIX}_{key_id}_{secret}", key
 
     def revoke(self, key_id: str, now: int) -> Key:
         """Put a key out of force for good. Raises `NotFound` UNKNOWN_KEY."""
-        keys = self.read()
-        for index, key in enumerate(keys):
-            if key.id == key_id:
-                if not key.revoked:
-                    keys[index] = key = msgspec.structs.replace(key, revoked=now)
-                    self._write(keys)
-                return key
+        with self._locked():
+            keys = self.read()
+            for index, key in enumerate(keys):
+                if key.id == key_id:
+                    if not key.revoked:
+                        keys[index] = key = msgspec.structs.replace(key, revoked=now)
+                        self._write(keys)
+                    return key
         raise NotFound(
             "UNKNOWN_KEY", f"expected the id of a key, got {key_id[:40]!r}; `tailorbird keys list` shows them"
         )
 
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other commands from writing what this one has not read."""
+        lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
     def _write(self, keys: list[Key]) -> None:
         write_durably(self.path, msgspec.json.format(msgspec.json.encode(keys)), mode=0o600)
+
+
+class Admission(Protocol):
+    """What lets calls in by their key."""
+
+    def admit(self, text: str | None, scope: Scope, size_bytes: int) -> Key: ...
+
+    def check(self, text: str | None, scope: Scope) -> Key: ...
 
 
 class Gate:
@@ -135,19 +159,41 @@ class Gate:
     def __init__(self, file: KeyFile, tenant: str = DEFAULT_TENANT) -> None:
         self._file = file
         self._tenant = tenant
-        self._looked_s = 0.0
+        self._looked_s = -LOOK_S
         self._stamp: tuple[int, int] | None = None
         self._keys: dict[str, Key] = {}
         self._allowance: dict[str, tuple[float, float]] = {}  # calls left, and when that was
+
+    def holds(self, text: str | None) -> bool:
+        """Tell whether the id of what a caller shows stands in this file."""
+        return self._key_named(text) is not None
+
+    def knows(self, text: str | None) -> bool:
+        """Tell whether it does, as a key for this tenant."""
+        return (key := self._key_named(text)) is not None and key.tenant == self._tenant
+
+    def _key_named(self, text: str | None) -> Key | None:
+        self._look()
+        return self._keys.get(text[len(PREFIX) + 1 :].partition("_")[0]) if text is not None else None
 
     def admit(self, text: str | None, scope: Scope, size_bytes: int) -> Key:
         """Return the key of a call. Raises `Unauthenticated`, `PermissionDenied`, or `ResourceExhausted` for its limits.
 
         `text` is what the caller showed, None for nothing. Nothing of it is repeated in an error.
         """
-        now_s = time.monotonic()
-        if now_s - self._looked_s >= LOOK_S:
-            self._look(now_s)
+        key = self.check(text, scope)
+        if 0 < key.message_bytes_max < size_bytes:
+            raise ResourceExhausted(
+                "KEY_MESSAGE_TOO_LARGE",
+                f"expected at most message_bytes_max = {key.message_bytes_max} of key {key.id}, got {size_bytes}; split it",
+            )
+        if key.calls_per_s_max:
+            self._take(key, time.monotonic())
+        return key
+
+    def check(self, text: str | None, scope: Scope) -> Key:
+        """Return the key of a call that goes on, whatever its limits. Raises `Unauthenticated` and `PermissionDenied`."""
+        self._look()
         if text is None:
             raise Unauthenticated(
                 "MISSING_KEY", "expected metadata `authorization: Bearer tb_...`, got none; send a key"
@@ -177,13 +223,6 @@ class Gate:
             raise PermissionDenied(
                 "WRONG_SCOPE", f"expected a key with the scope {scope}, got {key.id} with {', '.join(key.scopes)}"
             )
-        if 0 < key.message_bytes_max < size_bytes:
-            raise ResourceExhausted(
-                "KEY_MESSAGE_TOO_LARGE",
-                f"expected at most message_bytes_max = {key.message_bytes_max} of key {key.id}, got {size_bytes}; split it",
-            )
-        if key.calls_per_s_max:
-            self._take(key, now_s)
         return key
 
     def _take(self, key: Key, now_s: float) -> None:
@@ -197,8 +236,11 @@ class Gate:
             )
         self._allowance[key.id] = left - 1.0, now_s
 
-    def _look(self, now_s: float) -> None:
-        """Read the file again where it is another one."""
+    def _look(self) -> None:
+        """Read the file again, every `LOOK_S` and where it is another one."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < LOOK_S:
+            return
         self._looked_s = now_s
         try:
             found = self._file.path.stat()
@@ -206,6 +248,7 @@ class Gate:
         except FileNotFoundError:
             stamp = None
         if stamp != self._stamp or not self._keys:
+            self._keys = {}  # a file that cannot be read lets nobody in
             self._keys = {key.id: key for key in self._file.read()}
             self._stamp = stamp
 

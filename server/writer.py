@@ -7,10 +7,11 @@ serves all of it. Decisions stay on the event loop and never wait for this threa
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tailorbird.engine import Engine
@@ -25,6 +26,7 @@ class _Batch:
     signals: Sequence[Signal]
     done: asyncio.Future[IngestReport]
     size_bytes: int
+    arrived_s: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
@@ -32,6 +34,7 @@ class _Call:
     function: Callable[[], object]
     done: asyncio.Future[object]
     size_bytes: int
+    arrived_s: float = field(default_factory=time.monotonic)
 
 
 _Result = IngestReport | Exception
@@ -46,12 +49,34 @@ class GroupWriter:
         self._group_signals_max = engine.configuration.limits.batch_signals_max
         self._queue: deque[_Batch | _Call] = deque()
         self._pending_bytes = 0
+        self._busy_since_s = 0.0  # when the oldest of what is being written arrived
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._closed = False
         self._wake = asyncio.Event()
         self._written = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tailorbird-writer")
         self._task = asyncio.get_running_loop().create_task(self._run())
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether writes are taken and can succeed. From any thread, as the two below."""
+        return not self._closed and not self._task.done() and not self._engine.writer.failed
+
+    @property
+    def lag_s(self) -> float:
+        """How long the oldest write has waited that no decision sees yet, 0 without one."""
+        since_s = self._busy_since_s
+        if not since_s:
+            try:
+                since_s = self._queue[0].arrived_s
+            except IndexError:
+                return 0.0
+        return max(0.0, time.monotonic() - since_s)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What waits to be written."""
+        return self._pending_bytes
 
     async def ingest(self, signals: Sequence[Signal], size_bytes: int = 0) -> IngestReport:
         """Write a batch with whatever else arrived; return its own outcomes once decisions see it.
@@ -118,6 +143,7 @@ class GroupWriter:
                 await self._wake.wait()
                 continue
             job = self._queue.popleft()
+            self._busy_since_s = job.arrived_s
             if isinstance(job, _Call):
                 await self._run_call(job)
             else:
@@ -126,6 +152,7 @@ class GroupWriter:
                 for batch, result in zip(group, results, strict=True):
                     _finish(batch.done, result)
                 self._pending_bytes -= sum(batch.size_bytes for batch in group)
+            self._busy_since_s = 0.0
             self._tell_waiting()
 
     def _group_from(self, first: _Batch) -> list[_Batch]:

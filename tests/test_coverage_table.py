@@ -95,6 +95,13 @@ CAPABILITIES = (
     "an acknowledged change of stock is in force in the next decision",
     "counts published as item columns by ticks",
     "hot swap of catalogue and configuration without a pause",
+    "logs: a line an event, bounded, nothing about a person",
+    "access log, all calls or a part",
+    "healthz and readyz beside metrics",
+    "OpenTelemetry traces, off without cost",
+    "tailorbird top",
+    "decisions counted by tier",
+    "several tenants in one service, held apart",
 )
 BAD_INPUTS = (
     "unknown signal type",
@@ -126,6 +133,10 @@ BAD_INPUTS = (
     "forged or damaged decision id",
     "torn or damaged decision log",
     "disk full while decisions are logged",
+    "a key that is revoked while its stream runs",
+    "an unknown tenant, or another's",
+    "a reader of logs or metrics that stops or has left",
+    "a collector of traces that does not answer",
 )
 
 Rows = dict[str, list[str]]

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
+import contextlib
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import uvloop
 
+from tailorbird.engine import Engine
 from tailorbird.engine.errors import CallerError
-from tailorbird.server.commands.data_directory import add_data_argument, find_data_directory, opened
+from tailorbird.server.access_log import checked_ratio
+from tailorbird.server.commands.data_directory import add_data_argument, find_data_directory
 from tailorbird.server.keys import DEFAULT_TENANT, KeyFile
 from tailorbird.server.listening import DEFAULT, checked_address
+from tailorbird.server.logs import LEVELS, LogFormat, format_for
+from tailorbird.server.observers import ObserverOptions, observing
 from tailorbird.server.serve import ServeOptions, serve
+from tailorbird.server.tenants import parse_tenants
 from tailorbird.server.transport import ServerLimits
 from tailorbird.server.transport.choice import AUTO, CHOICES, NATIVE, chosen
 from tailorbird.server.transport.listeners import ListenOptions, TlsFiles
+
+FORMAT_HELP = "of lines on standard error; default text on a terminal, json elsewhere"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +53,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reuse-port", action="store_true", help="other processes may listen on the port as well")
     parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus there; default nowhere")
-    parser.add_argument("--tenant", default=DEFAULT_TENANT, help=f"whose keys are let in (default {DEFAULT_TENANT})")
+    parser.add_argument(
+        "--tenant",
+        action="append",
+        default=[],
+        metavar="NAME[=DIR]",
+        help="a tenant and its data directory, in the place of --data; may be repeated. Without DIR: whose keys are let in "
+        f"(default {DEFAULT_TENANT})",
+    )
+    parser.add_argument("--log-format", choices=[str(form) for form in LogFormat], default="", help=FORMAT_HELP)
+    parser.add_argument("--log-level", choices=LEVELS, default="info", help="default info")
+    parser.add_argument(
+        "--access-log", nargs="?", const="1", default="0", metavar="PART", help="log every call, or this part of them"
+    )
+    parser.add_argument(
+        "--traces", default="", metavar="URL", help="send OpenTelemetry traces there by OTLP over gRPC; default nowhere"
+    )
+    parser.add_argument(
+        "--traces-ratio", default="0.01", metavar="PART", help="of calls whose caller does not say; default 0.01"
+    )
     parser.add_argument("--grace-s", type=float, default=limits.grace_s, help="time for calls in flight when stopping")
     parser.add_argument("--message-bytes-max", type=int, default=limits.message_bytes_max, help="largest message taken")
 
@@ -62,24 +88,54 @@ def tls_files(arguments: argparse.Namespace) -> TlsFiles | None:
     return files
 
 
+def tenant_directories(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Return the data directories by tenant. Raises `CallerError` BAD_TENANT, NO_DATA_DIRECTORY."""
+    named: list[str] = arguments.tenant
+    if len(named) <= 1 and not any("=" in text for text in named):
+        return {named[0] if named else DEFAULT_TENANT: find_data_directory(arguments.data)}
+    if arguments.data is not None:
+        raise CallerError(
+            "BAD_TENANT", "expected --data or --tenant NAME=DIR, got both; give each tenant its directory"
+        )
+    return {tenant: find_data_directory(str(path)) for tenant, path in parse_tenants(named).items()}
+
+
+def observer_options(arguments: argparse.Namespace, tenants: Collection[str]) -> ObserverOptions:
+    """Return what is logged and traced. Raises `CallerError` BAD_ARGUMENT."""
+    return ObserverOptions(
+        log_format=format_for(arguments.log_format, sys.stderr),
+        log_level=arguments.log_level,
+        access_log=checked_ratio(arguments.access_log, "--access-log"),
+        traces=arguments.traces,
+        traces_ratio=checked_ratio(arguments.traces_ratio, "--traces-ratio"),
+        # With several tenants only those who are let in have one.
+        tenant=next(iter(tenants)) if len(tenants) == 1 else "",
+    )
+
+
 def run(arguments: argparse.Namespace) -> int:
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     tls = tls_files(arguments)
     # Callers who show certificates or keys are known.
     insecure = arguments.insecure_listen or (tls is not None and tls.client_authorities is not None)
-    has_keys = bool(KeyFile(find_data_directory(arguments.data)).read())
+    directories = tenant_directories(arguments)
+    tenant = next(iter(directories))
+    has_keys = any(KeyFile(path).read() for path in directories.values())
     checked_address(arguments.listen, insecure=insecure or has_keys)
+    # grpcio brings a loop's worth of threads of its own; the native transport is only as fast as the loop it runs on.
+    loop_factory = uvloop.new_event_loop if chosen(arguments.transport)[0] == NATIVE else None
     options = ServeOptions(
         listen=arguments.listen,
         insecure_listen=insecure,
         sockets=ListenOptions(tls=tls, reuse_port=arguments.reuse_port),
         transport=arguments.transport,
-        tenant=arguments.tenant,
+        tenant=tenant,
         metrics=arguments.metrics,
         limits=ServerLimits(message_bytes_max=arguments.message_bytes_max, grace_s=arguments.grace_s),
     )
-    # grpcio brings a loop's worth of threads of its own; the native transport is only as fast as the loop it runs on.
-    loop_factory = uvloop.new_event_loop if chosen(options.transport)[0] == NATIVE else None
-    with opened(arguments, read_only=False) as engine, asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(serve(engine, options, lambda line: print(line, flush=True)))
+    with contextlib.ExitStack() as stack:
+        watchers = stack.enter_context(observing(observer_options(arguments, directories)))
+        engines = {name: stack.enter_context(Engine.open(path)) for name, path in directories.items()}
+        runner = stack.enter_context(asyncio.Runner(loop_factory=loop_factory))
+        served = engines if len(engines) > 1 else engines[tenant]
+        runner.run(serve(served, options, lambda line: print(line, flush=True), watchers))
     return 0

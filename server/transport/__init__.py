@@ -19,7 +19,7 @@ class CallContext:
 
     `metadata` holds the caller's pairs in their order; values of keys ending in `-bin` are bytes. A handler may set up
     to 16 pairs each of `initial`, sent ahead of its first answer, and `trailing`, sent behind the last one of a call
-    that succeeds.
+    that succeeds. Whoever lets a call in sets `caller`, the name of its key, and `tenant`; whoever traces it, `trace_id`.
     """
 
     method: str
@@ -28,6 +28,9 @@ class CallContext:
     deadline_s: float | None = None
     initial: Metadata = ()
     trailing: Metadata = ()
+    caller: str = ""
+    tenant: str = ""
+    trace_id: str = ""
 
     def remaining_s(self) -> float | None:
         """Return the seconds left, at least 0, or None without a deadline."""

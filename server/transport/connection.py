@@ -239,7 +239,7 @@ class Connection(asyncio.Protocol):
 
     def _reject(self, error: http2.ProtocolError, data: bytes) -> None:
         """Tell a peer that does not speak HTTP/2 so, and close."""
-        LOG.info("closing the connection of %s: %s", self._peer, error)
+        LOG.info("closing a connection: %s", str(error))  # one of libnghttp2's own texts, nothing of the peer's
         if self._transport is None:
             return
         if error.is_magic and data.startswith(HTTP1_METHODS):
@@ -289,7 +289,7 @@ class Connection(asyncio.Protocol):
             try:
                 data = session.pull(PULL_BYTES)
             except http2.ProtocolError:
-                LOG.exception("closing the connection of %s", self._peer)
+                LOG.exception("closing a connection")
                 transport.abort()
                 return
             if not data:
@@ -351,7 +351,7 @@ class Connection(asyncio.Protocol):
             if now_s - self._closing_s > (SILENT_S if self._is_silent else LINGER_S):
                 self.abort()
         elif self._aged_s is not None and now_s - self._aged_s > self._limits.age_grace_s:
-            LOG.info("closing the connection of %s: calls still run age_grace_s after it was asked to end", self._peer)
+            LOG.info("closing a connection: calls still run age_grace_s after it was asked to end")
             self.give_up(AGED)
         elif self._drain_s is not None and not self._has_refused:
             if now_s - self._drain_s > (LINGER_S if self.session.stream_count else SILENT_S):
@@ -359,7 +359,7 @@ class Connection(asyncio.Protocol):
                 self._refuse_new()
                 self._check_in(SILENT_S)
         elif now_s - self._heard_s > self._limits.keepalive_s + self._limits.keepalive_answer_s:
-            LOG.info("closing the connection of %s: no sign of life", self._peer)
+            LOG.info("closing a connection: no sign of life")
             self.abort()
         elif now_s - self._heard_s > self._limits.keepalive_s:
             if now_s - self._ping_s > self._limits.keepalive_s:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from tailorbird.engine.errors import ResourceExhausted
+from tailorbird.engine.errors import CallerError, ResourceExhausted
 from tailorbird.server.statuses import status_of
 from tailorbird.server.transport import (
     Bidirectional,
@@ -21,7 +22,9 @@ from tailorbird.server.transport import (
     ServerStream,
     Unary,
 )
-from tailorbird.server.transport.listeners import INHERITED, PLAIN, UNIX, ListenOptions, listen_failed
+from tailorbird.server.transport.listeners import INHERITED, PLAIN, UNIX, ListenOptions, TlsFiles, listen_failed
+
+LOG = logging.getLogger(__name__)
 
 # grpcio refuses what is over its own limit without our reason, so its limit is wider and ours answers first.
 LIBRARY_LIMIT_FACTOR = 2
@@ -57,12 +60,11 @@ class GrpcioServer:
         if address.startswith(INHERITED):
             raise listen_failed(address, "only the native transport takes a socket it inherits")
         try:
-            if tls is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                certificate, key, authorities = tls.contents()
-                credentials = grpc.ssl_server_credentials([(key, certificate)], authorities, authorities is not None)
-                port = self._server.add_secure_port(address, credentials)
+            port = (
+                self._server.add_insecure_port(address)
+                if tls is None
+                else self._server.add_secure_port(address, _reloaded_credentials(tls))
+            )
         except RuntimeError as error:
             raise listen_failed(address, error) from None
         await self._server.start()
@@ -71,6 +73,39 @@ class GrpcioServer:
     async def stop(self) -> None:
         """Refuse new calls, wait for those in flight for the grace time, then cancel them."""
         await self._server.stop(self._limits.grace_s)
+
+
+def _reloaded_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    """Return credentials that follow the files: each handshake looks whether they changed, and bad ones leave the former.
+
+    Raises `CallerError` BAD_TLS_FILES.
+    """
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        certificate, key, authorities = tls.contents()
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
+
+    # Read before the files are: what changes in between is read again.
+    known = tls.stamp()
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal known
+        if (stamp := tls.stamp()) == known:
+            return None
+        known = stamp
+        try:
+            found = configuration()
+        except CallerError as error:
+            LOG.error("the TLS files changed and cannot be used, the former ones stay: %s", error)
+            return None
+        LOG.info("the TLS files changed: new connections get the new ones")
+        return found
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(),
+        changed,  # type: ignore[arg-type]  # the library documents None for no change
+        require_client_authentication=tls.client_authorities is not None,
+    )
 
 
 class _TableHandler(grpc.GenericRpcHandler):

@@ -188,3 +188,18 @@ def test_a_batch_that_is_too_large_is_refused(tmp_path: Path) -> None:
                 CallerError, match=f"limits.batch_decisions_max = 2 .*limits.batch_candidates_max = 3.*{got}"
             ):
                 engine.decide_each(batch)
+
+
+def test_every_decision_is_counted_by_its_tier_and_those_of_a_warm_up_are_not(tmp_path: Path) -> None:
+    with open_shop(tmp_path, PAGE) as engine:
+        assert engine.decide(placement="home").tier == "empty"
+        engine.put_items(items("a", "b", "c", "d"))
+        engine.warm()
+        # A page and a batch go the general way, a single decision and an encoded one natively where they can.
+        page = PageRequest(parts=(PagePart(placement="home"), PagePart(placement="rail")))
+        found = [*engine.decide_page(page), *decided(list(engine.decide_each([DecideRequest(placement="home")] * 3)))]
+        found += [engine.decide(placement="home", candidates=("a", "b")) for _ in range(4)]
+        assert engine.decide_encoded(b"\x0a\x04home\x22\x01a") is not None
+        assert {decision.tier for decision in found} == {"catalogue"}
+        counts = {"person": 0, "context": 0, "popular": 0, "catalogue": len(found) + 1, "empty": 1}
+        assert engine.tier_counts == counts

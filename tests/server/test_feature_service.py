@@ -205,7 +205,7 @@ def test_a_category_past_its_target_is_told_in_health_metrics_and_answers(declar
     with Engine.open(shop) as engine:
         metrics = Metrics(engine)
         table = engine.get_features("user_id", ["u1", "u2"], at=NOW_MS + 30_000)
-        metrics.feature_ages.observe(table)
+        metrics.feature_ages.of("")(table)
         found = {
             (sample.name, sample.labels.get("category", ""), sample.labels.get("le", "")): sample.value
             for family in metrics.registry.collect()
