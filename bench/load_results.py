@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -77,6 +78,20 @@ class LoadResults:
             "histogram_us": (histogram.middles_ns()[filled] / NS_PER_US).round(4).tolist(),
             "histogram_counts": counts__b[filled].tolist(),
         }
+
+    @classmethod
+    def merged(cls, runs: Sequence[Self]) -> Self:
+        """Return runs of one plan as one: their windows behind each other, their counters added."""
+        names = runs[0].counters
+        arrays = {
+            name: np.concatenate([getattr(run, name) for run in runs]) for name in _ARRAYS if name != "service__b"
+        }
+        return cls(
+            counters={name: sum(run.counters[name] for run in runs) for name in names},
+            service__b=np.sum([run.service__b for run in runs], axis=0, dtype=np.uint32),
+            window_s=runs[0].window_s,
+            **arrays,
+        )
 
     def to_wire(self) -> dict[str, Any]:
         """Return it as plain values; `from_wire` reads them."""

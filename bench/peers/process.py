@@ -94,7 +94,10 @@ class Peer:
 
 @contextlib.contextmanager
 def server_that_tells(command: Sequence[str | Path], core: int) -> Iterator[Any]:
-    """Run a server on one core until the block ends; yield the line of JSON it begins with. Its standard input then ends."""
+    """Run a server on one core until the block ends; yield the line of JSON it begins with. Its standard input then ends.
+
+    The yielded dict also has the pipes: `commands`, its standard input, and `answers`, its standard output.
+    """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [str(part) for part in command],
@@ -111,7 +114,7 @@ def server_that_tells(command: Sequence[str | Path], core: int) -> Iterator[Any]
                 raise InternalError(
                     "SERVER_FAILED", f"expected {command[0]} to tell its port, got nothing{told(errors)}"
                 ) from None
-            yield found
+            yield {**found, "commands": _pipe(process.stdin), "answers": _pipe(process.stdout)}
         finally:
             _pipe(process.stdin).close()
             end(process)
