@@ -28,7 +28,7 @@ import uvloop
 from tailorbird.bench import workload
 from tailorbird.bench.load import Target
 from tailorbird.bench.measure import private_bytes
-from tailorbird.bench.peers.process import server_that_tells
+from tailorbird.bench.servers import server_that_tells
 from tailorbird.bench.stages import encoded_request
 from tailorbird.bench.workload import AT, CONTEXT, WorkloadR
 from tailorbird.engine import DecideRequest, Engine

@@ -12,8 +12,8 @@ from pathlib import Path
 import grpc
 
 from tailorbird.bench.load import Generator, LoadPlan, Target
-from tailorbird.bench.peers.process import free_port, server_at, server_that_tells
 from tailorbird.bench.rpc_subject import DECIDE, path_of, requests
+from tailorbird.bench.servers import free_port, server_at, server_that_tells
 from tailorbird.bench.workload import WorkloadR
 from tailorbird.engine.errors import InternalError
 from tailorbird.server.transport.choice import NATIVE

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from tailorbird.bench import features, measure, peers
 from tailorbird.bench.load import Generator, Target
 from tailorbird.bench.peers import subject, vowpal_subject
-from tailorbird.bench.peers.process import Peer, free_port, server_at, server_that_tells
+from tailorbird.bench.peers.process import Peer
 from tailorbird.bench.peers.servers import MANY, as_body, ask, body_length, measured
+from tailorbird.bench.servers import free_port, server_at, server_that_tells
 from tailorbird.engine.errors import InternalError, PreconditionFailed
 from tailorbird.server.commands import bench as bench_command
 from tailorbird.server.transport.choice import has_native
