@@ -9,13 +9,18 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("tailorbird", "numpy", "lmdb", "msgspec", "xxhash", "grpcio", "protobuf", "uvloop")
+RAW = "raw"
 
 
 def write_report(name: str, results: dict[str, object], path: Path | None) -> None:
-    """Print `results` and, with a `path`, write {"bench", "machine", "versions", "results"} there as JSON."""
+    """Print `results` and, with a `path`, write {"bench", "machine", "versions", "results"} there as JSON.
+
+    What stands under RAW is for the file alone.
+    """
     print(f"{name}:")
-    width = max((len(key) for key in results), default=0)
-    for key, value in results.items():
+    shown = {key: value for key, value in results.items() if key != RAW}
+    width = max((len(key) for key in shown), default=0)
+    for key, value in shown.items():
         print(f"  {key:<{width}}  {_shown(value)}")
     if path is not None:
         report = {"bench": name, "machine": machine(), "versions": versions(), "results": results}

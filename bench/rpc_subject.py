@@ -1,33 +1,39 @@
-"""The server that `tailorbird bench rpc` loads: one transport, echo and Decide in one handler table, on one core.
+"""The server that benches load: one transport, the API and two echoes in one handler table, on one core, in its own process.
 
 The engine's clock runs an hour a second: in half a second what was served may be served again, so that answers stay full
-however often the same requests come round. h2load sends one body to many paths. So path number n stands for request number
-n, made here beforehand: the body that came is read and dropped, and the handler gets the n-th. Echo answers with the bytes of
-a real Decide answer.
+however often the same requests come round. The echoes answer with the bytes of a real Decide answer, made beforehand; one
+runs as soon as a call is there, the other in a task. Standard output begins with {"port"} in JSON; each line of standard
+input is answered by what the process holds (`Holdings`), and its end ends the server.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
+import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import uvloop
 
 from tailorbird.bench import workload
+from tailorbird.bench.load import Target
+from tailorbird.bench.measure import private_bytes
+from tailorbird.bench.servers import server_that_tells
 from tailorbird.bench.stages import encoded_request
 from tailorbird.bench.workload import AT, CONTEXT, WorkloadR
 from tailorbird.engine import DecideRequest, Engine
 from tailorbird.server.handlers import build_table
-from tailorbird.server.transport import CallContext, Handler, ServerLimits, Unary
+from tailorbird.server.transport import CallContext, Handler, HandlerTable, ServerLimits, Unary
 from tailorbird.server.transport.choice import NATIVE, make_server
 from tailorbird.server.upkeep import Upkeep
 from tailorbird.server.writer import GroupWriter
@@ -36,8 +42,49 @@ from tailorbird.server.writer import GroupWriter
 REQUESTS = {100: 10_000, 1_000: 2_000}
 K = 10
 CLOCK_SPEED = 3_600
-DECIDE = "/tailorbird.v1.DecisionService/Decide"
+DECIDE, INGEST = "/tailorbird.v1.DecisionService/Decide", "/tailorbird.v1.SignalService/Ingest"
 UnaryFunction = Callable[[bytes, CallContext], Coroutine[Any, Any, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a server's process holds: its own pages and those of them that are no file's, in bytes; open descriptors, slots
+    of LMDB's reader table, live Python objects that the collector sees."""
+
+    private_bytes: int
+    anonymous_bytes: int
+    descriptors: int
+    reader_slots: int
+    objects: int
+    processor_s: float
+
+
+class Subject:
+    """A running server, as the bench sees it."""
+
+    def __init__(self, port: int, commands: IO[str], answers: IO[str]) -> None:
+        self.port = port
+        self._commands, self._answers = commands, answers
+
+    def holdings(self) -> Holdings:
+        """Ask the server what it holds."""
+        self._commands.write("\n")
+        self._commands.flush()
+        return Holdings(**json.loads(self._answers.readline()))
+
+    def target(self, kind: str, candidate_count: int, requests: list[bytes]) -> Target:
+        """Return a target of `kind` Echo, EchoInTask or Decide that sends `requests` in turn."""
+        path = path_of(kind, candidate_count)
+        return Target(self.port, [(path, request) for request in requests])
+
+
+@contextlib.contextmanager
+def served(transport: str, size: WorkloadR, core: int) -> Iterator[Subject]:
+    """Run a server in its own process until the block ends. Raises `InternalError` SERVER_FAILED."""
+    command = [sys.executable, "-m", "tailorbird.bench.rpc_subject", "--transport", transport]
+    command += ["--people", str(size.people), "--items", str(size.items)]
+    with server_that_tells(command, core) as told:
+        yield Subject(told["port"], told["commands"], told["answers"])
 
 
 def fast_clock() -> Callable[[], int]:
@@ -46,9 +93,9 @@ def fast_clock() -> Callable[[], int]:
     return lambda: AT + (time.monotonic_ns() - began_ns) * CLOCK_SPEED // 1_000_000
 
 
-def path_of(kind: str, candidate_count: int, number: int) -> str:
-    """Return the path that stands for a request; `kind` is Echo, EchoInTask or Decide."""
-    return f"/bench.{kind}{candidate_count}/{number}"
+def path_of(kind: str, candidate_count: int) -> str:
+    """Return the path of a method; `kind` is Echo, EchoInTask or Decide."""
+    return DECIDE if kind == "Decide" else f"/bench.{kind}/Of{candidate_count}"
 
 
 def requests(size: WorkloadR, candidate_count: int) -> list[bytes]:
@@ -68,25 +115,33 @@ def requests(size: WorkloadR, candidate_count: int) -> list[bytes]:
     return made
 
 
-async def bench_table(decide: UnaryFunction, size: WorkloadR) -> dict[str, Handler]:
-    """Return the handlers of all paths."""
-    table: dict[str, Handler] = {}
+async def bench_table(table: HandlerTable, size: WorkloadR) -> dict[str, Handler]:
+    """Return the API's handlers and the echoes."""
+    decide: Any = table[DECIDE]
+    added: dict[str, Handler] = {}
     for count in REQUESTS:
-        bodies = requests(size, count)
-        answer = await decide(bodies[0], CallContext(method=DECIDE, peer="bench"))
+        answer = await decide.function(requests(size, count)[0], CallContext(method=DECIDE, peer="bench"))
 
         async def echo(request: bytes, context: CallContext, answer: bytes = answer) -> bytes:
             return answer
 
-        for number, body in enumerate(bodies):
+        added[path_of("Echo", count)] = Unary(echo, prompt=True)
+        added[path_of("EchoInTask", count)] = Unary(echo)
+    return {**table, **added}
 
-            def decide_it(request: bytes, context: CallContext, body: bytes = body) -> Coroutine[Any, Any, bytes]:
-                return decide(body, context)
 
-            table[path_of("Echo", count, number)] = Unary(echo, prompt=True)
-            table[path_of("EchoInTask", count, number)] = Unary(echo)
-            table[path_of("Decide", count, number)] = Unary(decide_it, prompt=True)
-    return table
+def own_holdings(engine: Engine) -> Holdings:
+    """Return what this process holds."""
+    gc.collect()
+    private, anonymous = private_bytes()
+    return Holdings(
+        private_bytes=private,
+        anonymous_bytes=anonymous,
+        descriptors=len(os.listdir("/proc/self/fd")),
+        reader_slots=engine._store.environment.info()["num_readers"],
+        objects=len(gc.get_objects()),
+        processor_s=time.process_time(),
+    )
 
 
 async def serve(transport: str, engine: Engine, size: WorkloadR) -> None:
@@ -94,14 +149,14 @@ async def serve(transport: str, engine: Engine, size: WorkloadR) -> None:
     limits = ServerLimits()
     writer = GroupWriter(engine, limits.pending_write_bytes_max)
     upkeep = asyncio.create_task(Upkeep(engine, writer).run())
-    decide: Any = build_table(engine, writer)[DECIDE]
-    table = await bench_table(decide.function, size)
+    table = await bench_table(build_table(engine, writer), size)
     server, _ = make_server(transport, table, limits)
     port = await server.start("127.0.0.1:0")
     gc.collect()
     gc.freeze()
-    print(port, flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    print(json.dumps({"port": port}), flush=True)
+    while await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline):
+        print(json.dumps(asdict(own_holdings(engine))), flush=True)
     await server.stop()
     upkeep.cancel()
     await asyncio.gather(upkeep, return_exceptions=True)
@@ -112,11 +167,9 @@ def main() -> None:
     """Fill an engine, then serve."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--transport", required=True)
-    parser.add_argument("--core", type=int, required=True)
     parser.add_argument("--people", type=int, required=True)
     parser.add_argument("--items", type=int, required=True)
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, {arguments.core})
     size = WorkloadR(arguments.people, arguments.items)
     loop_factory = uvloop.new_event_loop if arguments.transport == NATIVE else None
     with tempfile.TemporaryDirectory(prefix="tailorbird-bench-") as directory:

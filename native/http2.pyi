@@ -25,10 +25,24 @@ WRONG_COUNT: int
 BUFFERS_FULL: int
 
 @final
+class Intake:
+    calls: int
+    calls_max: int
+    size_bytes: int
+    bytes_max: int
+    refused_count: int
+    call_ns: int
+    def __init__(
+        self, calls_max: int, bytes_max: int, status: tuple[int, bytes, list[tuple[bytes, bytes]]]
+    ) -> None: ...
+    def leave(self, size_bytes: int) -> None: ...
+
+@final
 class ServerSession:
     def __init__(
         self,
         methods: dict[bytes, tuple[bool, Any]],
+        intake: Intake | None = None,
         *,
         message_bytes_max: int,
         streams_max: int,
@@ -66,6 +80,7 @@ class ServerSession:
     def refuse(self, stream_id: int, http_status: int, code: int, message: bytes) -> None: ...
     def pull(self, bytes_max: int) -> bytes: ...
     def ping(self) -> None: ...
+    def has(self, stream_id: int) -> bool: ...
     def announce_end(self) -> None: ...
     def refuse_new(self) -> None: ...
     def terminate(self, is_peers_fault: bool) -> None: ...

@@ -50,21 +50,59 @@ cdef bint _is_grpc(const uint8_t* value, size_t length) noexcept nogil:
 
 
 @cython.final
+cdef class Intake:
+    """What the sessions of a server share: the calls of one request that were read and have not begun.
+
+    A call is refused with `status` (code, message, trailers as of `finish`) right where it was read, and none of its events
+    follow, when `calls_max` wait or, of any but the first, `bytes_max` with it; and when its deadline is nearer than the
+    calls before it take, `call_ns` each. Whoever begins or drops a call takes it off by `leave`.
+    """
+
+    cdef readonly int calls, calls_max
+    cdef readonly size_t size_bytes, bytes_max
+    cdef readonly Py_ssize_t refused_count
+    cdef public int64_t call_ns
+    cdef bytes code, message
+    cdef list trailers
+
+    def __cinit__(self, int calls_max, size_t bytes_max, tuple status not None):
+        self.calls_max, self.bytes_max = calls_max, bytes_max
+        code, self.message, self.trailers = status
+        self.code = b"%d" % code
+
+    cdef inline bint takes(self, int64_t timeout_ns, size_t size_bytes) noexcept:
+        if self.calls >= self.calls_max or self.calls and self.size_bytes + size_bytes > self.bytes_max or (
+                timeout_ns >= 0 and self.calls * self.call_ns > timeout_ns):
+            self.refused_count += 1
+            return False
+        self.calls += 1
+        self.size_bytes += size_bytes
+        return True
+
+    def leave(self, Py_ssize_t size_bytes):
+        """A call has begun, or never will."""
+        self.calls -= 1
+        self.size_bytes -= size_bytes
+
+
+@cython.final
 cdef class ServerSession(Session):
-    """One connection. `methods` maps a path to (whether a call has exactly one request, what CALL events carry).
+    """One connection. `methods` maps a path to (whether a call has exactly one request, what CALL events carry). `intake`
+    bounds the calls of all connections that wait, or nothing does.
 
     Rates are counts a second, past which the peer is told ENHANCE_YOUR_CALM and the connection ends: resets of streams
     by either side, settings, pings, window updates, and frames that do nothing (empty data, priorities, unknown kinds).
     """
 
     cdef dict methods
+    cdef Intake intake
     cdef size_t header_bytes_max
     cdef Rate resets, settings, pings, idle_frames, window_updates
     cdef bint calmed
     cdef bytes agent
     cdef tuple agent_pair
 
-    def __cinit__(self, dict methods not None, *, uint32_t message_bytes_max, uint32_t streams_max,
+    def __cinit__(self, dict methods not None, Intake intake=None, *, uint32_t message_bytes_max, uint32_t streams_max,
                   uint32_t header_bytes_max, int32_t window_bytes, size_t buffered_bytes_max, Py_ssize_t drain_bytes,
                   int continuations_max, int resets_per_s_max, int settings_per_s_max, int pings_per_s_max,
                   int idle_frames_per_s_max, int window_updates_per_s_max):
@@ -72,7 +110,7 @@ cdef class ServerSession(Session):
         cdef nghttp2_option* option = NULL
         cdef nghttp2_settings_entry entries[3]
         cdef int status, kind
-        self.methods = methods
+        self.methods, self.intake = methods, intake
         self.message_bytes_max, self.header_bytes_max = message_bytes_max, header_bytes_max
         self.buffered_bytes_max, self.drain_bytes = buffered_bytes_max, drain_bytes
         self.resets.count_max, self.settings.count_max = resets_per_s_max, settings_per_s_max
@@ -150,7 +188,10 @@ cdef class ServerSession(Session):
         elif stream.message is None:
             return self.fault(stream, FAULT_COUNT, None)
         else:
-            self.call(stream, stream.message)
+            if self.intake is None or self.intake.takes(stream.timeout_ns, PyBytes_GET_SIZE(stream.message)):
+                self.call(stream, stream.message)
+            else:
+                self.conclude(stream, self.intake.code, self.intake.message, self.intake.trailers)
             self.forget(stream)
         return 0
 
@@ -343,6 +384,11 @@ cdef class ServerSession(Session):
     def is_calmed(self):
         """Whether the peer went over a rate."""
         return self.calmed
+
+    def has(self, int32_t stream_id):
+        """Tell whether a stream is there and not answered: the peer may have given it up."""
+        cdef Stream stream = self.streams.get(stream_id)
+        return stream is not None and not stream.finished
 
     def announce_end(self):
         """Ask the peer to open no more streams; those on their way are still served."""

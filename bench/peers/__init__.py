@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailorbird.bench.engine import BenchR, directory_of, filled
+from tailorbird.bench.load import Generator, cores
 from tailorbird.bench.measure import NS_PER_US, in_turns, ratio_by_block, time_calls
 from tailorbird.bench.musts import Must
-from tailorbird.bench.peers.load import cores
 from tailorbird.bench.peers.process import Peer, installed
 from tailorbird.bench.peers.servers import CPP_APIS, server_cases, servers
 from tailorbird.bench.workload import WorkloadR
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Return the measurements; see the module. Raises `PreconditionFailed` without the peers, h2load or a second core."""
+    """Return the measurements; see the module. Raises `PreconditionFailed` without the peers, the kernels or a second core."""
     if args.quick:
         args.people, args.items, args.blocks, args.seconds = 5_000, 2_000, 3, 1
     chosen(NATIVE)
@@ -103,8 +103,11 @@ def run(args: argparse.Namespace) -> dict[str, object]:
             found = in_turns(cases, args.blocks)
             peers = {"Feast": feast_peer, "Vowpal Wabbit": vowpal_peer}
             feast_request = bytes.fromhex(feast_peer.facts["request_hex"])
-        with servers(size, store, feast_server, echo_server, feast_request, server_core) as targets:
-            served = in_turns(server_cases(targets, args.seconds, load_core), args.blocks)
+        with (
+            servers(size, store, feast_server, echo_server, feast_request, server_core) as targets,
+            Generator(load_core) as generator,
+        ):
+            served = in_turns(server_cases(targets, args.seconds, generator), args.blocks)
             cpp_version = targets.cpp_version
     results |= ratios(found) | server_ratios(served)
     results |= {name: float(np.median(values)) for name, values in (found | served).items()}

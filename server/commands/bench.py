@@ -21,7 +21,8 @@ BENCHES: dict[str, str] = {
     "propensity": "a learned score on real sessions, against logistic regression and LightGBM",
     "crash": "kill -9 at random moments of a mixed load",
     "powerfail": "the log after every order of lost writes",
-    "rpc": "the transports against each other, Decide against an echo (needs h2load)",
+    "rpc": "the transports against each other, Decide against an echo",
+    "overload": "what a server gets done that is asked for too much, and how soon it recovers",
     "peers": "decisions against Feast and Vowpal Wabbit, the transport against C++ gRPC (needs `make bench-peers`)",
 }
 

@@ -118,11 +118,14 @@ class ConnectionLimits:
 class ServerLimits:
     """The bounds of the service itself; the engine's are in the configuration under `limits`.
 
-    `message_bytes_max` is large enough for a million candidate ids to arrive and be refused by name.
+    `message_bytes_max` is large enough for a million candidate ids to arrive and be refused by name. `calls_max` calls may run
+    at once, and on the native transport `waiting_calls_max` more, `waiting_bytes_max` together, wait for their turn.
     """
 
     message_bytes_max: int = 32 * 1024**2
     calls_max: int = 1_000
+    waiting_calls_max: int = 1_000
+    waiting_bytes_max: int = 64 * 1024**2
     pending_write_bytes_max: int = 256 * 1024**2
     grace_s: float = 10.0
     connection: ConnectionLimits = field(default_factory=ConnectionLimits)

@@ -21,6 +21,7 @@ from tailorbird.server.transport import (
     ServerStream,
     Unary,
 )
+from tailorbird.server.transport.backlog import Backlog
 from tailorbird.server.transport.call import Call, run_promptly, wire_pairs
 from tailorbird.server.transport.faults import AGED, CANCELLED, DEADLINE, HTTP_STATUSES, STOPPING, fault_status
 
@@ -60,6 +61,7 @@ class ConnectionOwner(Protocol):
     limits: ServerLimits
     methods: dict[bytes, tuple[bool, Method]]
     call_count: int
+    backlog: Backlog
 
     def admit(self, connection: Connection) -> bool: ...
 
@@ -72,6 +74,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, owner: ConnectionOwner) -> None:
         limits = owner.limits.connection
         self._owner = owner
+        self._backlog = owner.backlog
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -90,6 +93,7 @@ class Connection(asyncio.Protocol):
         self._began_s = self._heard_s = self._busy_s = time.monotonic()
         self.session = http2.ServerSession(
             owner.methods,
+            owner.backlog.intake,
             message_bytes_max=owner.limits.message_bytes_max,
             streams_max=limits.streams_max,
             header_bytes_max=limits.headers_bytes_max,
@@ -154,7 +158,10 @@ class Connection(asyncio.Protocol):
         for event in events:
             kind, stream_id = event[0], event[1]
             if kind == http2.CALL:
-                self._begin(stream_id, event[2], event[3], event[4], event[5], now_s)
+                if event[5] is None:
+                    self.begin(event, now_s)
+                else:
+                    self._backlog.run(self, event, now_s)
             elif kind == http2.FAULT:
                 self._refuse(stream_id, event[2], event[3])
             elif kind == http2.PONG:
@@ -172,9 +179,13 @@ class Connection(asyncio.Protocol):
                 else:
                     call.end(None)
 
-    def _begin(
-        self, stream_id: int, method: Method, metadata: Any, timeout_ns: int, message: bytes | None, now_s: float
-    ) -> None:
+    def waits(self, stream_id: int) -> bool:
+        """Tell whether a call that has not begun still can: its peer is there and has not given it up."""
+        return self._transport is not None and self.session.has(stream_id)
+
+    def begin(self, event: tuple[Any, ...], read_s: float) -> None:
+        """Begin a call that was read at `read_s`, unless its deadline is over."""
+        _, stream_id, method, metadata, timeout_ns, message = event
         owner = self._owner
         if owner.call_count >= owner.limits.calls_max:
             busy = ResourceExhausted(
@@ -185,8 +196,8 @@ class Connection(asyncio.Protocol):
             return
         deadline_s = None
         if timeout_ns >= 0:
-            deadline_s = now_s + timeout_ns * 1e-9
-            # Calls that came before in the same bytes have taken their time.
+            deadline_s = read_s + timeout_ns * 1e-9
+            # Calls that came before have taken their time.
             if time.monotonic() >= deadline_s:
                 self.finish(stream_id, DEADLINE)
                 return

@@ -1,6 +1,7 @@
 """The native transport: any handler table over HTTP/2 framed by libnghttp2, on the event loop itself.
 
-No call changes threads and none waits in a queue of ours: bytes are read, the handler runs, its answer is written.
+No call changes threads: bytes are read, the handler runs, its answer is written. Where more is read than can be run, calls
+wait in the one queue of `backlog`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from tailorbird.engine.errors import CallerError
 from tailorbird.server.transport import HandlerTable, ServerLimits
+from tailorbird.server.transport.backlog import Backlog
 from tailorbird.server.transport.connection import LINGER_S, Connection, Method, session_methods
 from tailorbird.server.transport.listeners import BACKLOG, PLAIN, UNIX, ListenOptions, bound, listen_failed
 
@@ -36,6 +38,7 @@ class NativeServer:
         self._path: Path | None = None
         self.methods: dict[bytes, tuple[bool, Method]] = session_methods(table)
         self.call_count = 0
+        self.backlog = Backlog(limits)
         self._connections: set[Connection] = set()
         self._empty = asyncio.Event()
         self._listeners: list[asyncio.Server] = []

@@ -10,7 +10,6 @@ import gc
 import math
 import os
 import random
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailorbird.bench import features, measure, peers
+from tailorbird.bench.load import Generator, Target
 from tailorbird.bench.peers import subject, vowpal_subject
-from tailorbird.bench.peers.load import MANY, Target, load
-from tailorbird.bench.peers.process import Peer, free_port, server_at, server_that_tells
-from tailorbird.bench.peers.servers import as_body, ask, body_length
+from tailorbird.bench.peers.process import Peer
+from tailorbird.bench.peers.servers import MANY, as_body, ask, body_length, measured
+from tailorbird.bench.servers import free_port, server_at, server_that_tells
 from tailorbird.engine.errors import InternalError, PreconditionFailed
 from tailorbird.server.commands import bench as bench_command
 from tailorbird.server.transport.choice import has_native
@@ -237,10 +237,13 @@ def test_a_server_that_ends_is_told_with_what_it_wrote() -> None:
         pass
 
 
-@pytest.mark.skipif(shutil.which("h2load") is None, reason="needs h2load")
+@pytest.mark.skipif(not has_native(), reason="needs libnghttp2")
 def test_a_load_on_nothing_is_an_error_and_no_figure() -> None:
-    with pytest.raises(InternalError, match="LOAD_FAILED"):
-        load(Target(free_port(), ["/a.B/C"], b""), in_flight=MANY, seconds=1, core=min(os.sched_getaffinity(0)))
+    with (
+        Generator(min(os.sched_getaffinity(0))) as generator,
+        pytest.raises(InternalError, match="LOAD_FAILED.*Connection refused"),
+    ):
+        measured(generator, Target(free_port(), [("/a.B/C", b"")]), MANY, 1)
 
 
 @pytest.fixture
@@ -259,8 +262,7 @@ def fake_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.skipif(
-    shutil.which("h2load") is None or len(os.sched_getaffinity(0)) < 2 or not has_native(),
-    reason="needs h2load, two cores and the native transport",
+    len(os.sched_getaffinity(0)) < 2 or not has_native(), reason="needs two cores and the native transport"
 )
 def test_bench_peers_reports_every_figure(fake_peers: Path) -> None:
     small = ["--people", "200", "--items", "3000", "--blocks", "1", "--calls", "5", "--seconds", "1"]
@@ -287,7 +289,7 @@ def test_a_stock_client_gets_what_a_server_was_given(fake_peers: Path, tmp_path:
     (tmp_path / "answer").write_bytes(b"an answer")
     command = [fake_peers / "echo" / "echo_server", "sync", tmp_path / "answer"]
     with server_that_tells(command, min(os.sched_getaffinity(0))) as told:
-        assert ask(Target(told["port"], ["/any.Path/AtAll"], b"")) == b"an answer"
+        assert ask(Target(told["port"], [("/any.Path/AtAll", b"")])) == b"an answer"
 
 
 def test_every_peer_is_pinned() -> None:

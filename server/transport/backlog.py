@@ -1,0 +1,105 @@
+"""Calls that were read and have not begun: one queue for all connections of the native transport, so that it knows its load.
+
+While the loop has time, a call runs as soon as it was read. Once calls have run for `SLICE_S` without a pause, those that are
+read wait here, and the loop turns to its sockets between slices. So a call's time starts when it arrives, not when others have
+been answered, and one that cannot begin within its deadline, or is too many, is refused where it is read (`http2.Intake`), for
+a fraction of what it would cost. Why, and what it brings: docs/adr/0014-calls-wait-in-one-queue.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import Any, Protocol
+
+from tailorbird.native import http2
+from tailorbird.server.statuses import CallStatus, Code
+from tailorbird.server.transport import ServerLimits
+
+SLICE_S = 0.001
+# Without a call for so long the loop has slept, and a slice begins anew.
+PAUSE_S = 0.0001
+# How many calls the mean time of one is taken over, the last half of them weighing most.
+MEAN_CALLS = 256
+NS_PER_S = 1_000_000_000
+
+
+class Runner(Protocol):
+    """A connection, as its waiting calls see it."""
+
+    def waits(self, stream_id: int) -> bool: ...
+
+    def begin(self, event: tuple[Any, ...], read_s: float) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+class Backlog:
+    """The queue, and what a call takes. `intake` is shared with the connections' sessions, which count calls into it."""
+
+    def __init__(self, limits: ServerLimits) -> None:
+        status = overloaded(limits)
+        trailers = [(name.encode(), value.encode()) for name, value in status.trailers()]
+        self.intake = http2.Intake(
+            limits.waiting_calls_max, limits.waiting_bytes_max, (status.code, status.message.encode(), trailers)
+        )
+        self._queue: deque[tuple[Runner, tuple[Any, ...], float]] = deque()
+        self._until_s = self._ended_s = self._began_s = 0.0
+        self._spent_s, self._spent_calls = 0.0, 0
+
+    def run(self, connection: Runner, event: tuple[Any, ...], read_s: float) -> None:
+        """Begin a call now, or let it wait. `read_s` is when it was read, `event` is a CALL with its message."""
+        if not self._queue:
+            now_s = time.monotonic()
+            if now_s - self._ended_s > PAUSE_S:
+                self._until_s = now_s + SLICE_S
+            if now_s < self._until_s:
+                self.intake.leave(len(event[5]))
+                connection.begin(event, read_s)
+                self._ended_s = time.monotonic()
+                return
+            self._began_s = now_s
+            asyncio.get_running_loop().call_soon(self._run_slice)
+        self._queue.append((connection, event, read_s))
+
+    def _run_slice(self) -> None:
+        queue, intake = self._queue, self.intake
+        touched: dict[Runner, None] = {}
+        self._until_s = until_s = time.monotonic() + SLICE_S
+        count = len(queue)
+        try:
+            while queue:
+                connection, event, read_s = queue.popleft()
+                intake.leave(len(event[5]))
+                if connection.waits(event[1]):
+                    connection.begin(event, read_s)
+                    touched[connection] = None
+                if time.monotonic() >= until_s:
+                    break
+            for connection in touched:
+                connection.flush()
+        finally:
+            self._ended_s = time.monotonic()
+            self._learn(count - len(queue))
+            if queue:
+                asyncio.get_running_loop().call_soon(self._run_slice)
+
+    def _learn(self, call_count: int) -> None:
+        """Take the time since the slice before, reading included, for what these calls took."""
+        self._spent_s += self._ended_s - self._began_s
+        self._spent_calls += call_count
+        self._began_s = self._ended_s
+        if self._spent_calls >= MEAN_CALLS:
+            self.intake.call_ns = round(self._spent_s / self._spent_calls * NS_PER_S)
+            self._spent_s, self._spent_calls = self._spent_s / 2, self._spent_calls // 2
+
+
+def overloaded(limits: ServerLimits) -> CallStatus:
+    """Return the status of a call that is refused because others wait."""
+    return CallStatus(
+        Code.RESOURCE_EXHAUSTED,
+        f"expected at most waiting_calls_max = {limits.waiting_calls_max} calls and waiting_bytes_max = "
+        f"{limits.waiting_bytes_max} bytes before it, and a deadline that they leave time for; send it again a little later",
+        "OVERLOADED",
+    )
