@@ -92,7 +92,7 @@ async def bench_table(decide: UnaryFunction, size: WorkloadR) -> dict[str, Handl
 async def serve(transport: str, engine: Engine, size: WorkloadR) -> None:
     """Serve until standard input ends, which is when the parent is gone."""
     limits = ServerLimits()
-    writer = GroupWriter(engine, limits.pending_write_bytes_max)
+    writer = GroupWriter(engine, limits)
     upkeep = asyncio.create_task(Upkeep(engine, writer).run())
     decide: Any = build_table(engine, writer)[DECIDE]
     table = await bench_table(decide.function, size)

@@ -33,6 +33,11 @@ class Servings:
         self.taking: tuple[ServedLog, ...]
         self._set_logs()
 
+    def record(self) -> None:
+        """Record what is served from now on."""
+        self._is_recorded = True
+        self._set_logs()
+
     def _set_logs(self) -> None:
         found = [self._being_written, self.waiting, self._since_batches if self._batch_count else None]
         self.logs = tuple([log for log in found if log is not None])

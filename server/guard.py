@@ -64,7 +64,8 @@ def _guarded(handler: Handler, gate: Gate, scope: Scope | None) -> Handler:
         case Unary(unary, prompt):
 
             async def guarded_unary(request: bytes, context: CallContext) -> bytes:
-                gate.admit(key_of(context), scope, len(request))
+                key = gate.admit(key_of(context), scope, len(request))
+                context.may_ingest = Scope.INGEST in key.scopes
                 return await unary(request, context)
 
             return Unary(guarded_unary, prompt)

@@ -19,6 +19,7 @@ from tailorbird.engine import Engine
 from tailorbird.engine.consent import DataType
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.feature_table import FeatureTable
+from tailorbird.server.lanes import Lane
 from tailorbird.server.statuses import code_of
 from tailorbird.server.transport import (
     Bidirectional,
@@ -29,6 +30,7 @@ from tailorbird.server.transport import (
     ServerStream,
     Unary,
 )
+from tailorbird.server.writer import GroupWriter
 
 # Seconds: a decision is tens of microseconds, a write milliseconds, a large batch or a stream longer.
 BUCKETS = (25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 0.1, 0.25, 1.0, 5.0, 30.0)
@@ -161,38 +163,41 @@ class EngineCollector(Collector):
         yield stale
 
 
-class Metrics:
-    """The figures of one service, and the port they are read at."""
+class LaneCollector(Collector):
+    """How much waits in the lanes of the writer."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, writer: GroupWriter) -> None:
+        self._writer = writer
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the figures."""
+        waiting = GaugeMetricFamily(
+            "tailorbird_lane_bytes", "Bytes that wait to be written, or are being written.", labels=["lane"]
+        )
+        for lane in Lane:
+            waiting.add_metric([lane], self._writer.waiting_bytes(lane))
+        yield waiting
+
+
+class Metrics:
+    """The figures of one process, and the port they are read at."""
+
+    def __init__(self, engine: Engine, writer: GroupWriter | None = None) -> None:
+        """`writer` is there in the process that writes."""
         self.registry = CollectorRegistry()
         self._calls = Calls()
         self.feature_ages = FeatureAges()
         self.registry.register(EngineCollector(engine))
+        if writer is not None:
+            self.registry.register(LaneCollector(writer))
         self.registry.register(self.feature_ages)
         self.registry.register(self._calls)
         self._stop: Callable[[], None] | None = None
 
     def serve(self, address: str) -> int:
         """Answer `GET /metrics` at `host:port`, in a thread; return the port. Raises `CallerError` LISTEN_FAILED."""
-        host, _, port = address.rpartition(":")
-        if not port.isdecimal() or address.startswith(("unix:", "fd:")):
-            raise CallerError("BAD_ADDRESS", f"expected host:port for metrics, got {address!r} in --metrics")
-        try:
-            server, thread = start_http_server(int(port), addr=host.strip("[]"), registry=self.registry)
-        except OSError as error:
-            raise CallerError(
-                "LISTEN_FAILED",
-                f"expected a free address for metrics, got {address}: {error}; choose another with --metrics",
-            ) from None
-
-        def stop() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-
-        self._stop = stop
-        return int(server.server_port)
+        port, self._stop = answer_prometheus(self.registry, address)
+        return port
 
     def close(self) -> None:
         """Answer no more; idempotent."""
@@ -253,6 +258,27 @@ class Metrics:
                         yield answer
 
                 return Bidirectional(metered_bidirectional)
+
+
+def answer_prometheus(registry: CollectorRegistry, address: str) -> tuple[int, Callable[[], None]]:
+    """Answer `GET /metrics` at `host:port`, in a thread; return the port, and what ends it. Raises `CallerError` LISTEN_FAILED."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or address.startswith(("unix:", "fd:")):
+        raise CallerError("BAD_ADDRESS", f"expected host:port for metrics, got {address!r} in --metrics")
+    try:
+        server, thread = start_http_server(int(port), addr=host.strip("[]"), registry=registry)
+    except OSError as error:
+        raise CallerError(
+            "LISTEN_FAILED",
+            f"expected a free address for metrics, got {address}: {error}; choose another with --metrics",
+        ) from None
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return int(server.server_port), stop
 
 
 async def _until_its_end(

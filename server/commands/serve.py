@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tailorbird.engine.errors import CallerError
 from tailorbird.server.commands.data_directory import add_data_argument, find_data_directory, opened
 from tailorbird.server.keys import DEFAULT_TENANT, KeyFile
 from tailorbird.server.listening import DEFAULT, checked_address
+from tailorbird.server.processes.supervisor import Supervisor
 from tailorbird.server.serve import ServeOptions, serve
 from tailorbird.server.transport import ServerLimits
 from tailorbird.server.transport.choice import AUTO, CHOICES, NATIVE, chosen
@@ -42,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
     parser.add_argument(
         "--tls-client-authorities", type=Path, metavar="PEM", help="ask callers for certificates by these"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=max(1, len(os.sched_getaffinity(0)) - 1),
+        metavar="N",
+        help="processes that decide beside the one that writes; default one per core but one; 0: everything in one process",
     )
     parser.add_argument("--reuse-port", action="store_true", help="other processes may listen on the port as well")
     parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus there; default nowhere")
@@ -78,8 +87,19 @@ def run(arguments: argparse.Namespace) -> int:
         metrics=arguments.metrics,
         limits=ServerLimits(message_bytes_max=arguments.message_bytes_max, grace_s=arguments.grace_s),
     )
+    if arguments.workers < 0:
+        raise CallerError("BAD_ARGUMENT", f"expected 0 or more, got {arguments.workers} in --workers")
+    if arguments.workers:
+        data = find_data_directory(arguments.data)
+        asyncio.run(Supervisor(data, options, arguments.workers, announce).run())
+        return 0
     # grpcio brings a loop's worth of threads of its own; the native transport is only as fast as the loop it runs on.
     loop_factory = uvloop.new_event_loop if chosen(options.transport)[0] == NATIVE else None
     with opened(arguments, read_only=False) as engine, asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(serve(engine, options, lambda line: print(line, flush=True)))
+        runner.run(serve(engine, options, announce))
     return 0
+
+
+def announce(line: str) -> None:
+    """Tell the operator."""
+    print(line, flush=True)
