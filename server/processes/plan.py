@@ -18,22 +18,18 @@ NO_DESCRIPTOR = -1
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Which process this is, and what it works with.
 
-    `number` tells apart the processes that decide, in the decision log too; `run` is a directory of this service's sockets that
+    `name` is what people and metrics call the place it has; `number` tells apart the processes that decide, in the decision log too; `run` is a directory of this service's sockets that
     nobody else may enter; `parent` and `lock` are descriptors it inherits.
     """
 
     role: str
+    name: str
     number: int
     data: Path
     run: Path
     options: ServeOptions
     parent: int
     lock: int = NO_DESCRIPTOR
-
-    @property
-    def name(self) -> str:
-        """The process as people and metrics call it."""
-        return self.role if self.role == WRITER else f"{self.role} {self.number}"
 
     @property
     def relay(self) -> Path:

@@ -81,7 +81,7 @@ class Relay:
             except OSError:
                 await asyncio.sleep(AGAIN_S)
                 continue
-            self._frames = frames
+            self._frames, self._why_gone = frames, "it has ended"
             self._connected()
             try:
                 await self._lost.wait()

@@ -103,14 +103,14 @@ class Supervisor:
 
     async def _start(self) -> Report | None:
         """Start all and say where they listen; None where it was told to stop meanwhile."""
-        writer = await self._spawn(WRITER)
+        writer = await self._spawn(WRITER, WRITER)
         self._places.append(_Place(WRITER, WRITER, writer, asyncio.Lock()))
         written = await self._unless_stopping(writer.ready())
         if written is None:
             return None
         for number in range(1, self._worker_count + 1):
-            child = await self._spawn(WORKER)
-            self._places.append(_Place(WORKER, f"{WORKER} {number}", child, asyncio.Lock()))
+            name = f"{WORKER} {number}"
+            self._places.append(_Place(WORKER, name, await self._spawn(WORKER, name), asyncio.Lock()))
         ready = await self._unless_stopping(_all_ready([place.child for place in self._places[1:]]))
         if ready is None:
             return None
@@ -149,12 +149,13 @@ class Supervisor:
             await child.ended()
         self._children.discard(child)
 
-    async def _spawn(self, role: str) -> Child:
+    async def _spawn(self, role: str, name: str) -> Child:
         is_writer = role == WRITER
         taken = {child.plan.number for child in self._children if child.plan.role == WORKER}
         number = 0 if is_writer else next(n for n in range(1, len(taken) + 2) if n not in taken)
         plan = Plan(
             role=role,
+            name=name,
             number=number,
             data=self._data,
             run=self._run,
@@ -189,7 +190,7 @@ class Supervisor:
                 await asyncio.sleep(place.backoff_s)
                 place.backoff_s = min(BACKOFF_S_MAX, place.backoff_s * random.uniform(1.5, 2.5))
                 place.restart_count += 1
-                place.child = await self._spawn(place.role)
+                place.child = await self._spawn(place.role, place.name)
 
     async def _replace_when_asked(self) -> None:
         while True:
@@ -208,7 +209,7 @@ class Supervisor:
     async def _replace_one(self, place: _Place) -> None:
         """Put a new worker in the place of another, which goes on until the new one serves."""
         async with place.changing:
-            child = await self._spawn(WORKER)
+            child = await self._spawn(WORKER, place.name)
             try:
                 await child.ready()
             except BaseException:
