@@ -18,8 +18,8 @@ NO_DESCRIPTOR = -1
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Which process this is, and what it works with.
 
-    `name` is what people and metrics call the place it has; `number` tells apart the processes that decide, in the decision log too; `run` is a directory of this service's sockets that
-    nobody else may enter; `parent` and `lock` are descriptors it inherits.
+    `name` is what people and metrics call the place it has; `number` tells apart the processes that decide, in the decision log
+    too; `run` is a directory of this service's sockets that nobody else may enter; `parent` and `lock` are descriptors it inherits.
     """
 
     role: str
