@@ -21,6 +21,7 @@ BENCHES: dict[str, str] = {
     "propensity": "a learned score on real sessions, against logistic regression and LightGBM",
     "crash": "kill -9 at random moments of a mixed load",
     "powerfail": "the log after every order of lost writes",
+    "service": "the service as several processes: beside ingest, visibility, repeats, rolling restarts",
     "rpc": "the transports against each other, Decide against an echo (needs h2load)",
     "peers": "decisions against Feast and Vowpal Wabbit, the transport against C++ gRPC (needs `make bench-peers`)",
 }

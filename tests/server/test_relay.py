@@ -228,6 +228,8 @@ def test_a_full_lane_is_named_and_the_other_goes_on(tmp_path: Path) -> None:
         with ends.held():
             # One is written, one may wait whatever its size.
             live = [asyncio.create_task(ends.relay.call(INGEST, batch)) for batch in batches]
+            while sum(task.done() for task in live) < 3:
+                await asyncio.sleep(0.01)
             await ends.arrived()
             bulk = asyncio.create_task(ends.relay.call(PUT, item.SerializeToString()))
             refused = [task.exception() for task in live if task.done()]
