@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=max(1, len(os.sched_getaffinity(0)) - 1),
+        default=max(1, core_count() - 1),
         metavar="N",
         help="processes that decide beside the one that writes; default one per core but one; 0: everything in one process",
     )
@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tenant", default=DEFAULT_TENANT, help=f"whose keys are let in (default {DEFAULT_TENANT})")
     parser.add_argument("--grace-s", type=float, default=limits.grace_s, help="time for calls in flight when stopping")
     parser.add_argument("--message-bytes-max", type=int, default=limits.message_bytes_max, help="largest message taken")
+
+
+def core_count() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tls_files(arguments: argparse.Namespace) -> TlsFiles | None:

@@ -38,7 +38,7 @@ class LeftBehind:
         if not request or not context.may_ingest:
             return
         if len(self._writing) >= EVENTS_CALLS_MAX:
-            self.events_dropped_count += 1
+            self._drop(f"more than EVENTS_CALLS_MAX = {EVENTS_CALLS_MAX} are under way")
             return
         task = asyncio.get_running_loop().create_task(self._write_events(request, context))
         self._writing.add(task)
@@ -48,5 +48,9 @@ class LeftBehind:
         try:
             await self._ingest(request, CallContext(method=INGEST, peer=context.peer))
         except TailorbirdError as error:
-            self.events_dropped_count += 1
-            LOG.debug("events of a decision were not written: %s", error)
+            self._drop(str(error))
+
+    def _drop(self, why: str) -> None:
+        self.events_dropped_count += 1
+        if self.events_dropped_count.bit_count() == 1:  # 1, 2, 4, 8, ...: seldom enough to be read
+            LOG.warning("events of %d decisions were not written, the last because %s", self.events_dropped_count, why)

@@ -190,7 +190,10 @@ class Supervisor:
                 await asyncio.sleep(place.backoff_s)
                 place.backoff_s = min(BACKOFF_S_MAX, place.backoff_s * random.uniform(1.5, 2.5))
                 place.restart_count += 1
-                place.child = await self._spawn(place.role, place.name)
+                try:
+                    place.child = await self._spawn(place.role, place.name)
+                except OSError as error:  # Too little memory, too many processes: perhaps not for long.
+                    LOG.error("%s could not be started: %s", place.name, error)
 
     async def _replace_when_asked(self) -> None:
         while True:
