@@ -89,6 +89,14 @@ CAPABILITIES = (
     "a logged day replays to identical decisions",
     "tailorbird decisions tail, show, replay, export, erase",
     "an erased person's decisions are gone, a refusing one's never kept",
+    "one writer, many workers: what one took all see",
+    "every method is read or relayed",
+    "processes: killed, replaced, stopped",
+    "servings across workers, written before the answer",
+    "events of a decision are written behind it",
+    "acknowledgement applied or durable",
+    "two lanes of writes",
+    "bench service",
 )
 BAD_INPUTS = (
     "unknown signal type",
@@ -120,6 +128,13 @@ BAD_INPUTS = (
     "forged or damaged decision id",
     "torn or damaged decision log",
     "disk full while decisions are logged",
+    "a writer killed under load",
+    "workers killed one after another",
+    "a second service on a directory, or on a port",
+    "a full lane",
+    "disk full while serving",
+    "a writer that is slow, then gone",
+    "a position from the future",
 )
 
 Rows = dict[str, list[str]]

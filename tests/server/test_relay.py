@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -346,14 +345,3 @@ def test_those_who_ask_while_a_batch_is_under_way_share_the_next(tmp_path: Path)
         assert {position - first for position in rest} == {1}
 
     with_ends(tmp_path, work)
-
-
-def test_positions_and_append_times_do_not_go_back_with_the_clock(tmp_path: Path) -> None:
-    now = time.time_ns() // 1_000_000
-    clock = iter([now + offset for offset in (0, 50_000, -3_600_000, 10, -7_200_000, 60_000, *[61_000] * 20)])
-    with Engine.open(tmp_path / "shop", CONFIGURATION, clock=lambda: next(clock)) as engine:
-        positions = [engine.put_items([Item(id=f"item{n}")]) for n in range(6)]
-        assert positions == sorted(positions)
-        records = list(engine._log.read(0, positions[-1]))
-    assert [record.append_time for record in records] == sorted(record.append_time for record in records)
-    assert len({record.append_time for record in records}) > 1
