@@ -147,7 +147,7 @@ def own_holdings(engine: Engine) -> Holdings:
 async def serve(transport: str, engine: Engine, size: WorkloadR) -> None:
     """Serve until standard input ends, which is when the parent is gone."""
     limits = ServerLimits()
-    writer = GroupWriter(engine, limits.pending_write_bytes_max)
+    writer = GroupWriter(engine, limits)
     upkeep = asyncio.create_task(Upkeep(engine, writer).run())
     table = await bench_table(build_table(engine, writer), size)
     server, _ = make_server(transport, table, limits)

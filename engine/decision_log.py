@@ -302,8 +302,15 @@ class DecisionLog:
         self._retain()
 
     def _retain(self) -> None:
-        """Remove the oldest segments: beyond the bytes, and those followed by one that is old itself."""
+        """Remove the oldest segments: beyond the bytes, and those followed by one that is old itself.
+
+        Of other processes those nobody has written to for as long: one may not come back under its number.
+        """
         try:
+            for segment in list_segments(self.folder):
+                written_ms = segment.path.stat().st_mtime_ns // 1_000_000
+                if segment.process != self.process and self._clock() - written_ms > self._age_max_ms:
+                    segment.path.unlink()
             segments = list_segments(self.folder, self.process)
             sizes = [segment.path.stat().st_size for segment in segments]
             total, oldest_s = sum(sizes), (self._clock() - self._age_max_ms) // 1_000

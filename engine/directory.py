@@ -194,6 +194,14 @@ class Directory:
         """Return whether there is a state file; a folder alone is what a crash at the first start leaves."""
         return (self.state / "data.mdb").exists()
 
+    def state_stamp(self) -> tuple[int, int]:
+        """Return what tells one state file from another that was put in its place; (0, 0) while there is none."""
+        try:
+            found = (self.state / "data.mdb").stat()
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_dev, found.st_ino
+
     def sync_state_names(self) -> None:
         """Make the names of a state that was just made durable: LMDB syncs what is in its files, not that they exist."""
         sync_folder(self.state)

@@ -30,7 +30,11 @@ from tailorbird.engine.facts import (
     ItemsDeletedFact,
     LinkFact,
     ModelFact,
+    ServedFact,
+    ServingsFact,
     SplitFact,
+    decode_fact,
+    encode_fact,
 )
 from tailorbird.engine.feature_table import FeatureReaders, FeatureTable
 from tailorbird.engine.features import Feature, FeatureSet
@@ -57,7 +61,7 @@ from tailorbird.engine.writer import Writer
 SERVINGS_QUEUED_MAX = 10_000
 ITEMS_PER_GROUP = 1_000  # that a decision may have to take in at once
 CLUSTERED_PEOPLE_MAX = 200_000  # who clusters are found among
-SERVINGS_WHILE_WRITING = 4  # times as many may wait while a writer is at work
+SERVINGS_WHILE_WRITING = 4  # times as many may wait while a writer is at work, or in another process
 
 
 def system_clock() -> int:
@@ -119,12 +123,14 @@ class Engine:
         *,
         read_only: bool = False,
         clock: Callable[[], int] | None = None,
+        lock: int | None = None,
     ) -> Engine:
         """Open a data directory, made when `config` is given and it is not there yet.
 
         `config` is the path of a configuration, or, with a line break in it, its text; default is the directory's own
         `tailorbird.yaml`. Recovers from any crash: the log's torn tail is cut, a damaged state is rebuilt from the newest
-        whole snapshot and the log. Raises `ConfigurationError`; `PreconditionFailed` NO_DATA, DATA_VERSION, ALREADY_OPEN,
+        whole snapshot and the log. `lock` is a descriptor of `Directory.lock` that a parent process holds and has handed on.
+        Raises `ConfigurationError`; `PreconditionFailed` NO_DATA, DATA_VERSION, ALREADY_OPEN,
         STATE_AHEAD_OF_LOG; `Damaged` DAMAGED_LOG, NO_WAY_BACK.
         """
         directory = Directory(Path(path))
@@ -139,7 +145,10 @@ class Engine:
         directory.prepare(create=not read_only)
         if not read_only and not directory.configuration.exists():
             write_durably(directory.configuration, text.encode())
-        lock = None if read_only else directory.lock()
+        if read_only:
+            lock = None
+        elif lock is None:
+            lock = directory.lock()
         try:
             engine = cls._assemble(directory, configuration, clock or system_clock, lock)
         except BaseException:
@@ -357,6 +366,11 @@ class Engine:
         """The log position from which everything acknowledged is visible."""
         return self._log.end if self._writer is not None else self._refreshed().position
 
+    @property
+    def configuration_version(self) -> int:
+        """The number of the configuration in force."""
+        return self._refreshed().configuration
+
     def ingest(self, signals: Sequence[Signal], *, consent: ConsentChoice | None = None) -> IngestReport:
         """Take a batch of signals as one durable group and return what became of each.
 
@@ -463,6 +477,18 @@ class Engine:
             write_durably(self.directory.configuration, text.encode())
             self.configuration = configuration
             return position
+
+    def follow_configuration(self) -> None:
+        """Take up the limits and settings that another process has put in force; decisions follow them by themselves."""
+        with self._reading, self._store.reading() as txn:
+            self._evidence.follow(txn)
+            if self._evidence.layouts is not None:
+                self.configuration = self._evidence.layouts.current.configuration
+
+    def check_readers(self) -> None:
+        """Let go of the moments that processes were reading when they were killed; else the state cannot use their pages again."""
+        with self._turn:
+            self._store.environment.reader_check()
 
     def backfill(self, progress: Callable[[BackfillProgress], None] | None = None) -> tuple[str, ...]:
         """Give warming features what the whole log says, while events go on arriving; return their names.
@@ -877,7 +903,7 @@ class Engine:
         """Write the servings where too many wait, unless a writer is at work; the oldest are forgotten where none can be."""
         if len(self._servings.waiting) < SERVINGS_QUEUED_MAX:
             return
-        if self._turn.acquire(blocking=False):
+        if self._writer is not None and self._turn.acquire(blocking=False):
             try:
                 self._write_servings()
             except Unavailable:
@@ -888,6 +914,42 @@ class Engine:
         elif len(self._servings.waiting) >= SERVINGS_WHILE_WRITING * SERVINGS_QUEUED_MAX:
             with self._reading:
                 self._servings.drop_oldest()
+
+    # Where another process writes: what is served here is taken, handed over, and forgotten once it is written there.
+
+    def collect_servings(self) -> None:
+        """Keep what is served from now on for `take_servings`, although this engine does not write."""
+        with self._reading:
+            self._servings.record()
+
+    def take_servings(self) -> list[tuple[int, bytes]]:
+        """Return what was served and waits, for `write_servings` in the process that writes.
+
+        It is not served again meanwhile. `servings_written` or `servings_given_back` follows before the next one is taken.
+        """
+        with self._reading:
+            return [encode_fact(fact) for fact in self._servings.take()] if len(self._servings.waiting) else []
+
+    def servings_written(self) -> None:
+        """What was taken stands in the state."""
+        with self._reading:
+            self._servings.written()
+
+    def servings_given_back(self) -> None:
+        """What was taken was perhaps not written, and waits again."""
+        with self._reading:
+            self._servings.give_back()
+
+    def write_servings(self, taken: Sequence[tuple[int, bytes]]) -> int:
+        """Write what another process has taken; return the position from which it is visible. Raises `CallerError` BAD_SERVINGS."""
+        try:
+            facts = [decode_fact(kind, payload) for kind, payload in taken]
+        except (KeyError, msgspec.DecodeError) as error:
+            raise CallerError("BAD_SERVINGS", f"expected servings of this release, got: {error}") from error
+        if not all(isinstance(fact, ServedFact | ServingsFact) for fact in facts):
+            raise CallerError("BAD_SERVINGS", "expected servings and nothing else, got other facts")
+        with self._turn:
+            return self.writer.append(*facts)
 
     def _write_servings(self) -> None:
         """Write what was served. Whoever calls has the writers' turn."""

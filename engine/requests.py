@@ -123,7 +123,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     `completeness` is the share of the placement's features that were fresh, in [0, 1]; `masked_count` how many consent
     withheld; `profile_age_ms` the time since the person's last signal, -1 without a profile; `position` the log position the
-    answer was read at; `degraded` names what was missing (`NO_PROFILE`, `EMPTY_CATALOGUE`, ...), never an error.
+    answer was read at; `degraded` names what was missing (`NO_PROFILE`, `EMPTY_CATALOGUE`, ...), never an error; `served_position`
+    is the log position from which what was served is not served again, 0 where nobody waited for that.
     """
 
     decision_id: str
@@ -141,3 +142,4 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     person_id: str = ""
     degraded: tuple[str, ...] = ()
+    served_position: int = 0

@@ -39,6 +39,11 @@ class Servings:
         self.taking: tuple[ServedLog, ...]
         self._set_logs()
 
+    def record(self) -> None:
+        """Record what is served from now on."""
+        self._is_recorded = True
+        self._set_logs()
+
     def _set_logs(self) -> None:
         being_written = () if self._being_written is None else (self._being_written,)
         self.logs = (*(log for _, log in self._written), *being_written, self.waiting)

@@ -69,6 +69,11 @@ class Writer:
         """Whether a failure stopped the writer for good."""
         return bool(self._failure)
 
+    @property
+    def failure(self) -> str:
+        """What stopped the writer for good, empty while it works."""
+        return self._failure
+
     # ---- catching up ---------------------------------------------------------------------------------------------
 
     def catch_up(self, progress: Callable[[int], None] | None = None, until: int | None = None) -> int:

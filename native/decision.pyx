@@ -213,7 +213,7 @@ cdef class QuickDecider:
         cdef Asked asked = self.asked
         if len(candidates) > self.candidates_max:
             return None
-        asked.at_ms, asked.item_count, asked.min_position = at, k, min_position
+        asked.at_ms, asked.item_count, asked.min_position, asked.served_acknowledgement = at, k, min_position, 0
         if not (put_pairs(&asked.identifiers, identifiers) and put_pairs(&asked.context, context)
                 and put_str(&asked.placement, placement) and put_str(&asked.request_id, request_id)):
             return None
@@ -237,7 +237,7 @@ cdef class QuickDecider:
         cdef int64_t at
         cdef tuple degraded, told = None
         cdef str decision_id
-        if candidate_count == 0 or asked.min_position > self.position:
+        if candidate_count == 0 or asked.min_position > self.position or asked.served_acknowledgement:
             return None
         plan = self.plans.get(PyBytes_FromStringAndSize(asked.placement.at, asked.placement.length))
         if plan is None:
@@ -288,6 +288,7 @@ cdef class QuickDecider:
         answered.masked_count, answered.excluded_count = masked, ranking.excluded_count
         answered.candidate_count, answered.unknown_candidate_count = ranking.candidate_count, unknown
         answered.position, answered.configuration_version, answered.at = self.position, self.configuration_version, at
+        answered.served_position = 0
         answered.placement.at, answered.placement.length = PyBytes_AS_STRING(plan.name), PyBytes_GET_SIZE(plan.name)
         cdef char[2 * KEY_BYTES] person_id
         answered.person_id.at, answered.person_id.length = person_id, 0

@@ -19,6 +19,7 @@ from tailorbird.native.wire cimport Encoder, number_of, tb_length_read, tb_varin
 cdef enum:
     SIGNALS = 0x0A
     STREAM_SOURCE = 0x12
+    ACKNOWLEDGEMENT = 0x18
     # of Signal
     TYPE = 0x0A
     EVENT_TIME_MS = 0x10
@@ -47,6 +48,7 @@ cdef enum:
 cdef tuple TEXT_NAMES = ("product_id", "sku", "name", "category", "brand", "variant", "coupon")
 cdef tuple NUMBER_NAMES = ("price", "quantity", "position")
 cdef frozenset LINE_NAMES = frozenset(TEXT_NAMES + NUMBER_NAMES)
+cdef uint64_t ACKNOWLEDGEMENT_MAX = 2
 cdef Py_ssize_t CHOICES_KEPT = 256
 
 
@@ -74,6 +76,7 @@ cdef class SignalDecoder:
         cdef const uint8_t* end = at + PyBytes_GET_SIZE(data)
         cdef size_t length
         cdef uint8_t key
+        cdef uint64_t acknowledgement
         cdef list signals = []
         cdef str source = ""
         try:
@@ -87,6 +90,9 @@ cdef class SignalDecoder:
                     at += length
                 elif key == STREAM_SOURCE and is_stream:
                     source = text_at(&at, end)
+                elif key == ACKNOWLEDGEMENT:  # Every known one is kept, see Acknowledgement in signal_service.proto.
+                    if not tb_varint_read(&at, end, &acknowledgement) or acknowledgement > ACKNOWLEDGEMENT_MAX:
+                        return None
                 else:
                     return None
         except (Unusual, UnicodeDecodeError):

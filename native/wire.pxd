@@ -35,6 +35,7 @@ cdef struct Answered:
     int64_t position
     int64_t configuration_version
     int64_t at
+    int64_t served_position
     Text person_id
     Text placement
 
@@ -63,6 +64,7 @@ cdef class Asked:
     cdef list events  # None without
     cdef Text request_id
     cdef int64_t min_position
+    cdef int32_t served_acknowledgement
 
     cdef bint read(self, bytes data, Py_ssize_t candidates_max) except *
 

@@ -11,7 +11,7 @@ class Ids(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
 
 # What is asked about, in the order of the fields in decision_service.proto.
-Decide = tuple[str, dict[str, str], dict[str, str], Ids, int, int, list[bytes], str, int]
+Decide = tuple[str, dict[str, str], dict[str, str], Ids, int, int, list[bytes], str, int, int]
 
 def decode_decide(data: bytes, candidates_max: int) -> Decide | None: ...
 

@@ -25,6 +25,7 @@ cdef enum:
     EVENTS = 0x3A
     REQUEST_ID = 0x42
     MIN_POSITION = 0x48
+    SERVED_ACKNOWLEDGEMENT = 0x50
     PAIR_NAME = 0x0A
     PAIR_VALUE = 0x12
 
@@ -144,7 +145,7 @@ cdef class Asked:
         self.placement.at = self.request_id.at = ""
         self.placement.length = self.request_id.length = 0
         self.identifiers.count = self.context.count = 0
-        self.at_ms = self.item_count = self.min_position = 0
+        self.at_ms = self.item_count = self.min_position = self.served_acknowledgement = 0
         self.events = None
         while at < end:
             key = at[0]
@@ -187,13 +188,18 @@ cdef class Asked:
                 if not tb_varint_read(&at, end, &number):
                     return False
                 self.min_position = <int64_t>number
+            elif key == SERVED_ACKNOWLEDGEMENT:
+                if not tb_varint_read(&at, end, &number):
+                    return False
+                self.served_acknowledgement = <int32_t><uint32_t>number
             else:
                 return False
         return True
 
 
 def decode_decide(bytes data not None, Py_ssize_t candidates_max):
-    """Return (placement, identifiers, context, candidates, at_ms, item_count, events, request_id, min_position), or None.
+    """Return (placement, identifiers, context, candidates, at_ms, item_count, events, request_id, min_position,
+    served_acknowledgement), or None.
 
     `candidates` is an `Ids`, `events` a list of encoded Signals. None where protobuf's codec must be asked: see the module; also
     for more than `candidates_max` candidates, and for more than 16 identifiers or values of context.
@@ -202,7 +208,7 @@ def decode_decide(bytes data not None, Py_ssize_t candidates_max):
     if not asked.read(data, candidates_max):
         return None
     return (str_of(&asked.placement), dict_of(&asked.identifiers), dict_of(&asked.context), asked.ids, asked.at_ms,
-            asked.item_count, asked.events or [], str_of(&asked.request_id), asked.min_position)
+            asked.item_count, asked.events or [], str_of(&asked.request_id), asked.min_position, asked.served_acknowledgement)
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -335,7 +341,7 @@ cdef class DecisionEncoder:
         answered.candidate_count = decision.candidate_count
         answered.unknown_candidate_count = decision.unknown_candidate_count
         answered.position, answered.configuration_version = decision.position, decision.configuration_version
-        answered.at = decision.at
+        answered.at, answered.served_position = decision.at, decision.served_position
         answered.person_id.at = PyUnicode_AsUTF8AndSize(decision.person_id, &length)
         answered.person_id.length = length
         answered.placement.at = PyUnicode_AsUTF8AndSize(decision.placement, &length)
@@ -359,7 +365,9 @@ cdef class DecisionEncoder:
             self._bytes(13, answered.person_id.at, answered.person_id.length)
         for name in degraded:
             self._any_text(14, name)
-        return self._bytes(15, answered.placement.at, answered.placement.length) if answered.placement.length else 0
+        if answered.placement.length:
+            self._bytes(15, answered.placement.at, answered.placement.length)
+        return self._number(16, answered.served_position)
 
     cdef int _item(self, item) except -1:
         cdef Py_ssize_t length

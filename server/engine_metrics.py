@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from tailorbird.engine import Engine
 from tailorbird.engine.consent import DataType
 from tailorbird.engine.feature_table import FeatureTable
+from tailorbird.server.lanes import Lane
 from tailorbird.server.writer import GroupWriter
 
 # Seconds: an event just taken in, up to a batch of last month.
@@ -163,9 +164,12 @@ class WriterCollector(Collector):
             labels=labels.names(),
         )
         waiting = GaugeMetricFamily(
-            "tailorbird_writes_waiting_bytes", "Of writes that wait for their turn.", labels=labels.names()
+            "tailorbird_writes_waiting_bytes",
+            "Of writes that wait for their turn or are being written, by lane.",
+            labels=labels.names("lane"),
         )
         for tenant, writer in self._writers.items():
             lag.add_metric(labels.values(tenant), writer.lag_s)
-            waiting.add_metric(labels.values(tenant), writer.waiting_bytes)
+            for lane in Lane:
+                waiting.add_metric(labels.values(tenant, lane), writer.waiting_bytes(lane))
         yield from (lag, waiting)

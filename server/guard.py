@@ -60,6 +60,7 @@ def key_of(context: CallContext) -> str | None:
 def _admit(gate: Admission, scope: Scope, context: CallContext, size_bytes: int) -> None:
     key = gate.admit(key_of(context), scope, size_bytes)
     context.caller, context.tenant = key.name or key.id, key.tenant
+    context.may_ingest = Scope.INGEST in key.scopes
 
 
 def _guarded(handler: Handler, gate: Admission, scope: Scope | None) -> Handler:

@@ -87,19 +87,23 @@ class Calls(Collector):
 class Metrics:
     """The figures of one service, and the port they are read at. Its engine, or several by tenant."""
 
-    def __init__(self, engines: Engine | Mapping[str, Engine], readiness: Readiness = always_ready) -> None:
+    def __init__(
+        self,
+        engines: Engine | Mapping[str, Engine],
+        readiness: Readiness = always_ready,
+        writers: Mapping[str, GroupWriter] | None = None,
+    ) -> None:
+        """`writers` are there in the process that writes."""
         named = engines if isinstance(engines, Mapping) else {"": engines}
         self.registry = CollectorRegistry()
         self._calls = Calls(TenantLabels(named))
         self.feature_ages = FeatureAges(named)
         for collector in (EngineCollector(named), self.feature_ages, self._calls):
             self.registry.register(collector)
+        if writers is not None:
+            self.registry.register(WriterCollector(writers))
         ProcessCollector(registry=self.registry)  # memory, processor time, open files; where there is a /proc
         self._endpoint = Endpoint(self.registry, readiness)
-
-    def watch_writers(self, writers: Mapping[str, GroupWriter]) -> None:
-        """Tell of what waits to be written as well."""
-        self.registry.register(WriterCollector(writers))
 
     def serve(self, address: str) -> int:
         """Answer HTTP at `host:port`, see endpoint.py; return the port. Raises `CallerError` BAD_ADDRESS, LISTEN_FAILED."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tailorbird.server.access_log import AccessLog
 from tailorbird.server.logs import LogFormat, Logging
@@ -25,6 +25,10 @@ class ObserverOptions:
     traces: str = ""
     traces_ratio: float = 0.0
     tenant: str = ""
+
+    def of_no_calls(self) -> ObserverOptions:
+        """Return the same for a process that answers no calls."""
+        return replace(self, access_log=0.0, traces="")
 
 
 @contextlib.contextmanager

@@ -14,10 +14,11 @@ from tailorbird.server.writer import GroupWriter
 LOG = logging.getLogger(__name__)
 
 FLUSH_S = 0.1
+READERS_S = 5.0
 
 
 class Upkeep:
-    """Runs `Engine.flush` and `Engine.tick` on the writer's thread until it is cancelled.
+    """Runs `Engine.flush`, `tick` and `check_readers` on the writer's thread until it is cancelled.
 
     A failure is logged once and tried again: the caller of a write hears of a full disk by itself.
     """
@@ -30,9 +31,11 @@ class Upkeep:
         self._failing: set[str] = set()
 
     async def run(self) -> None:
-        """Do both for ever."""
+        """Do all of it for ever."""
         await asyncio.gather(
-            self._every(FLUSH_S, "flush", self._engine.flush), self._every(self._tick_s, "tick", self._tick)
+            self._every(FLUSH_S, "flush", self._engine.flush),
+            self._every(self._tick_s, "tick", self._tick),
+            self._every(READERS_S, "check_readers", self._engine.check_readers),
         )
 
     async def _every(self, interval_s: float, name: str, work: Callable[[], object]) -> None:

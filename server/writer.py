@@ -1,12 +1,15 @@
-"""The one writer of the service: writes in their order on one thread, ingest calls in groups.
+"""The one writer of the service: writes on one thread, ingest calls in groups, in two lanes.
 
 There is no timer: the next group is whatever arrived while the last one was being written, so that one sync of the log
-serves all of it. Decisions stay on the event loop and never wait for this thread.
+serves all of it. The live lane goes first; the bulk lane gets a turn whenever nothing live waits, and after `LIVE_IN_A_ROW`
+turns of the live one at the latest. Within a lane writes keep their order. Decisions stay on the event loop and never wait for
+this thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,8 +20,14 @@ from typing import TypeVar
 from tailorbird.engine import Engine
 from tailorbird.engine.errors import CallerError, ResourceExhausted, Unavailable
 from tailorbird.engine.signals import IngestReport, Signal
+from tailorbird.server.lanes import Lane
+from tailorbird.server.positions import Positions
+from tailorbird.server.transport import ServerLimits
 
 T = TypeVar("T")
+
+LIVE_IN_A_ROW = 4
+BULK_GROUP_SIGNALS_MAX = 1_000  # live writes wait for a bulk group under way; one batch may be larger
 
 
 @dataclass(slots=True)
@@ -37,82 +46,69 @@ class _Call:
     arrived_s: float = field(default_factory=time.monotonic)
 
 
+@dataclass(slots=True)
+class _Queue:
+    """The writes of a lane, in their order; `size_bytes` of them wait or are being written."""
+
+    bytes_max: int
+    group_signals_max: int
+    jobs: deque[_Batch | _Call] = field(default_factory=deque)
+    size_bytes: int = 0
+
+
 _Result = IngestReport | Exception
 
 
 class GroupWriter:
     """Owns the thread every write of the engine runs on. Made and used on one event loop; `close` writes what waits."""
 
-    def __init__(self, engine: Engine, pending_bytes_max: int) -> None:
+    def __init__(self, engine: Engine, limits: ServerLimits) -> None:
         self._engine = engine
-        self._pending_bytes_max = pending_bytes_max
-        self._group_signals_max = engine.configuration.limits.batch_signals_max
-        self._queue: deque[_Batch | _Call] = deque()
-        self._pending_bytes = 0
+        signals_max = engine.configuration.limits.batch_signals_max
+        self._lanes = {
+            Lane.LIVE: _Queue(limits.live_lane_bytes_max, signals_max),
+            Lane.BULK: _Queue(limits.bulk_lane_bytes_max, min(signals_max, BULK_GROUP_SIGNALS_MAX)),
+        }
+        self._live_in_a_row = 0
         self._busy_since_s = 0.0  # when the oldest of what is being written arrived
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._closed = False
         self._wake = asyncio.Event()
-        self._written = asyncio.Event()
+        self.positions = Positions(lambda: engine.position)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tailorbird-writer")
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     @property
     def is_alive(self) -> bool:
-        """Whether writes are taken and can succeed. From any thread, as the two below."""
+        """Whether writes are taken and can succeed. From any thread, as `lag_s`."""
         return not self._closed and not self._task.done() and not self._engine.writer.failed
 
     @property
     def lag_s(self) -> float:
         """How long the oldest write has waited that no decision sees yet, 0 without one."""
-        since_s = self._busy_since_s
-        if not since_s:
-            try:
-                since_s = self._queue[0].arrived_s
-            except IndexError:
-                return 0.0
-        return max(0.0, time.monotonic() - since_s)
+        arrived_s = [self._busy_since_s] if self._busy_since_s else []
+        for queue in self._lanes.values():
+            with contextlib.suppress(IndexError):  # taken meanwhile
+                arrived_s.append(queue.jobs[0].arrived_s)
+        return max(0.0, time.monotonic() - min(arrived_s)) if arrived_s else 0.0
 
-    @property
-    def waiting_bytes(self) -> int:
-        """What waits to be written."""
-        return self._pending_bytes
-
-    async def ingest(self, signals: Sequence[Signal], size_bytes: int = 0) -> IngestReport:
+    async def ingest(self, signals: Sequence[Signal], size_bytes: int = 0, lane: Lane = Lane.LIVE) -> IngestReport:
         """Write a batch with whatever else arrived; return its own outcomes once decisions see it.
 
-        `size_bytes` counts towards the bound on what waits. Raises `ResourceExhausted` WRITER_BUSY past the bound.
+        `size_bytes` counts towards the bound on what waits in the lane. Raises `ResourceExhausted` WRITER_BUSY past it.
         """
         batch = _Batch(signals, asyncio.get_running_loop().create_future(), size_bytes)
-        self._enqueue(batch)
+        self._enqueue(batch, lane)
         return await batch.done
 
-    async def call(self, function: Callable[[], T], size_bytes: int = 0) -> T:
+    async def call(self, function: Callable[[], T], size_bytes: int = 0, lane: Lane = Lane.LIVE) -> T:
         """Run another write in its turn; return its result."""
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._enqueue(_Call(function, done, size_bytes))  # type: ignore[arg-type]
+        self._enqueue(_Call(function, done, size_bytes), lane)  # type: ignore[arg-type]
         return await done
 
-    async def reach(self, position: int, timeout_s: float) -> None:
-        """Wait until the state has reached `position`. Raises `Unavailable` POSITION_NOT_REACHED after `timeout_s`."""
-        if self._engine.position >= position:
-            return
-        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((position, reached))
-        try:
-            await asyncio.wait_for(reached, timeout_s)
-        except TimeoutError:
-            raise Unavailable(
-                "POSITION_NOT_REACHED",
-                f"expected the state to reach min_position {position} within {timeout_s:.3g} s, got "
-                f"{self._engine.position}; ask again, or with a longer deadline",
-            ) from None
-        finally:
-            self._waiting = [entry for entry in self._waiting if entry[1] is not reached]
-
-    async def changed(self) -> None:
-        """Wait until something more was written."""
-        await self._written.wait()
+    def waiting_bytes(self, lane: Lane) -> int:
+        """Return how many bytes of a lane wait or are being written."""
+        return self._lanes[lane].size_bytes
 
     async def close(self) -> None:
         """Take no more, write what waits, and end the thread; idempotent."""
@@ -122,50 +118,52 @@ class GroupWriter:
         await self._task
         self._thread.shutdown()
 
-    def _enqueue(self, job: _Batch | _Call) -> None:
+    def _enqueue(self, job: _Batch | _Call, lane: Lane) -> None:
         if self._closed:
             raise Unavailable("STOPPING", "expected a running server, got one that is stopping; send it again")
-        if self._queue and self._pending_bytes + job.size_bytes > self._pending_bytes_max:
+        queue = self._lanes[lane]
+        if queue.jobs and queue.size_bytes + job.size_bytes > queue.bytes_max:
             raise ResourceExhausted(
                 "WRITER_BUSY",
-                f"expected at most pending_write_bytes_max = {self._pending_bytes_max} bytes waiting to be written, "
-                f"got {self._pending_bytes + job.size_bytes}; send it again a little later",
+                f"expected at most {lane}_lane_bytes_max = {queue.bytes_max} bytes waiting to be written in the {lane} lane, "
+                f"got {queue.size_bytes + job.size_bytes}; send it again a little later",
             )
-        self._pending_bytes += job.size_bytes
-        self._queue.append(job)
+        queue.size_bytes += job.size_bytes
+        queue.jobs.append(job)
         self._wake.set()
+
+    def _next_queue(self) -> _Queue | None:
+        """Return the lane whose turn it is, None where nothing waits."""
+        live, bulk = self._lanes[Lane.LIVE], self._lanes[Lane.BULK]
+        if live.jobs and (not bulk.jobs or self._live_in_a_row < LIVE_IN_A_ROW):
+            self._live_in_a_row += 1
+            return live
+        self._live_in_a_row = 0
+        return bulk if bulk.jobs else None
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._queue or not self._closed:
-            if not self._queue:
+        while True:
+            queue = self._next_queue()
+            if queue is None:
+                if self._closed:
+                    return
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            job = self._queue.popleft()
+            job = queue.jobs.popleft()
             self._busy_since_s = job.arrived_s
             if isinstance(job, _Call):
                 await self._run_call(job)
+                queue.size_bytes -= job.size_bytes
             else:
-                group = self._group_from(job)
+                group = _group_from(queue, job)
                 results = await loop.run_in_executor(self._thread, self._write, [batch.signals for batch in group])
                 for batch, result in zip(group, results, strict=True):
                     _finish(batch.done, result)
-                self._pending_bytes -= sum(batch.size_bytes for batch in group)
+                queue.size_bytes -= sum(batch.size_bytes for batch in group)
             self._busy_since_s = 0.0
-            self._tell_waiting()
-
-    def _group_from(self, first: _Batch) -> list[_Batch]:
-        """Return `first` and the batches right behind it, up to the engine's own limit of signals."""
-        group = [first]
-        signal_count = len(first.signals)
-        while self._queue and isinstance(following := self._queue[0], _Batch):
-            signal_count += len(following.signals)
-            if signal_count > self._group_signals_max:
-                break
-            self._queue.popleft()
-            group.append(following)
-        return group
+            self.positions.moved()
 
     async def _run_call(self, job: _Call) -> None:
         result: object
@@ -173,7 +171,6 @@ class GroupWriter:
             result = await asyncio.get_running_loop().run_in_executor(self._thread, job.function)
         except Exception as error:  # handed to whoever asked
             result = error
-        self._pending_bytes -= job.size_bytes
         _finish(job.done, result)
 
     def _write(self, batches: list[Sequence[Signal]]) -> list[_Result]:
@@ -192,12 +189,18 @@ class GroupWriter:
             start += len(signals)
         return results
 
-    def _tell_waiting(self) -> None:
-        self._written.set()
-        self._written = asyncio.Event()
-        for position, reached in self._waiting:
-            if position <= self._engine.position and not reached.done():
-                reached.set_result(None)
+
+def _group_from(queue: _Queue, first: _Batch) -> list[_Batch]:
+    """Return `first` and the batches right behind it, up to the lane's limit of signals."""
+    group = [first]
+    signal_count = len(first.signals)
+    while queue.jobs and isinstance(following := queue.jobs[0], _Batch):
+        signal_count += len(following.signals)
+        if signal_count > queue.group_signals_max:
+            break
+        queue.jobs.popleft()
+        group.append(following)
+    return group
 
 
 def _finish(done: asyncio.Future[T], result: object) -> None:

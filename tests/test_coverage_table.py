@@ -102,6 +102,14 @@ CAPABILITIES = (
     "tailorbird top",
     "decisions counted by tier",
     "several tenants in one service, held apart",
+    "one writer, many workers: what one took all see",
+    "every method is read or relayed",
+    "processes: killed, replaced, stopped",
+    "servings across workers, written before the answer",
+    "events of a decision are written behind it",
+    "acknowledgement applied or durable",
+    "two lanes of writes",
+    "bench service",
 )
 BAD_INPUTS = (
     "unknown signal type",
@@ -137,6 +145,13 @@ BAD_INPUTS = (
     "an unknown tenant, or another's",
     "a reader of logs or metrics that stops or has left",
     "a collector of traces that does not answer",
+    "a writer killed under load",
+    "workers killed one after another",
+    "a second service on a directory, or on a port",
+    "a full lane",
+    "disk full while serving",
+    "a writer that is slow, then gone",
+    "a position from the future",
 )
 
 Rows = dict[str, list[str]]

@@ -23,6 +23,7 @@ BENCHES: dict[str, str] = {
     "powerfail": "the log after every order of lost writes",
     "rpc": "the transports against each other, Decide against an echo",
     "overload": "what a server gets done that is asked for too much, and how soon it recovers",
+    "service": "the service as several processes: beside ingest, visibility, repeats, rolling restarts",
     "peers": "decisions against Feast and Vowpal Wabbit, the transport against C++ gRPC (needs `make bench-peers`)",
 }
 

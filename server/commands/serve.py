@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -19,6 +20,7 @@ from tailorbird.server.keys import DEFAULT_TENANT, KeyFile
 from tailorbird.server.listening import DEFAULT, checked_address
 from tailorbird.server.logs import LEVELS, LogFormat, format_for
 from tailorbird.server.observers import ObserverOptions, observing
+from tailorbird.server.processes.supervisor import Supervisor
 from tailorbird.server.serve import ServeOptions, serve
 from tailorbird.server.tenants import parse_tenants
 from tailorbird.server.transport import ServerLimits
@@ -51,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tls-client-authorities", type=Path, metavar="PEM", help="ask callers for certificates by these"
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=max(1, core_count() - 1),
+        metavar="N",
+        help="processes that decide beside the one that writes; default one per core but one; 0: everything in one process",
+    )
     parser.add_argument("--reuse-port", action="store_true", help="other processes may listen on the port as well")
     parser.add_argument("--metrics", default="", metavar="HOST:PORT", help="answer Prometheus there; default nowhere")
     parser.add_argument(
@@ -74,6 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--grace-s", type=float, default=limits.grace_s, help="time for calls in flight when stopping")
     parser.add_argument("--message-bytes-max", type=int, default=limits.message_bytes_max, help="largest message taken")
+
+
+def core_count() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tls_files(arguments: argparse.Namespace) -> TlsFiles | None:
@@ -121,8 +135,6 @@ def run(arguments: argparse.Namespace) -> int:
     tenant = next(iter(directories))
     has_keys = any(KeyFile(path).read() for path in directories.values())
     checked_address(arguments.listen, insecure=insecure or has_keys)
-    # grpcio brings a loop's worth of threads of its own; the native transport is only as fast as the loop it runs on.
-    loop_factory = uvloop.new_event_loop if chosen(arguments.transport)[0] == NATIVE else None
     options = ServeOptions(
         listen=arguments.listen,
         insecure_listen=insecure,
@@ -130,12 +142,24 @@ def run(arguments: argparse.Namespace) -> int:
         transport=arguments.transport,
         tenant=tenant,
         metrics=arguments.metrics,
+        observers=observer_options(arguments, directories),
         limits=ServerLimits(message_bytes_max=arguments.message_bytes_max, grace_s=arguments.grace_s),
     )
+    if arguments.workers < 0:
+        raise CallerError("BAD_ARGUMENT", f"expected 0 or more, got {arguments.workers} in --workers")
+    if arguments.workers:
+        with observing(options.observers.of_no_calls(), "supervisor"):
+            asyncio.run(Supervisor(directories, options, arguments.workers, announce).run())
+        return 0
     with contextlib.ExitStack() as stack:
-        watchers = stack.enter_context(observing(observer_options(arguments, directories)))
+        watchers = stack.enter_context(observing(options.observers))
         engines = {name: stack.enter_context(Engine.open(path)) for name, path in directories.items()}
-        runner = stack.enter_context(asyncio.Runner(loop_factory=loop_factory))
-        served = engines if len(engines) > 1 else engines[tenant]
-        runner.run(serve(served, options, lambda line: print(line, flush=True), watchers))
+        # grpcio brings a loop's worth of threads of its own; the native transport is only as fast as the loop it runs on.
+        loop_factory = uvloop.new_event_loop if chosen(options.transport)[0] == NATIVE else None
+        stack.enter_context(asyncio.Runner(loop_factory=loop_factory)).run(serve(engines, options, announce, watchers))
     return 0
+
+
+def announce(line: str) -> None:
+    """Tell the operator."""
+    print(line, flush=True)

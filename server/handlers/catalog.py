@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from tailorbird.engine import Engine
 from tailorbird.engine.errors import CallerError
+from tailorbird.server.lanes import Lane, lane_of
 from tailorbird.server.messages.items import item_from
 from tailorbird.server.messages.wire import decode
 from tailorbird.server.transport import CallContext
@@ -32,7 +33,11 @@ class CatalogHandlers:
         self._check(message.message_id, len(message.items), "items")
         items = [item_from(item) for item in message.items]
         position = await self._write(
-            "put", message.message_id, lambda: self._engine.put_items(items), len(request_bytes)
+            "put",
+            message.message_id,
+            lambda: self._engine.put_items(items),
+            len(request_bytes),
+            lane_of(context.method),
         )
         return api.PutItemsResponse(position=position).SerializeToString()
 
@@ -42,7 +47,11 @@ class CatalogHandlers:
         self._check(message.message_id, len(message.item_ids), "item_ids")
         ids = list(message.item_ids)
         position = await self._write(
-            "delete", message.message_id, lambda: self._engine.delete_items(ids), len(request_bytes)
+            "delete",
+            message.message_id,
+            lambda: self._engine.delete_items(ids),
+            len(request_bytes),
+            lane_of(context.method),
         )
         return api.DeleteItemsResponse(position=position).SerializeToString()
 
@@ -59,7 +68,7 @@ class CatalogHandlers:
                 "BAD_ITEM_COUNT", f"expected 1 to limits.items_per_put_max = {self._items_max} {field}, got {count}"
             )
 
-    async def _write(self, verb: str, message_id: str, write: Callable[[], int], size_bytes: int) -> int:
+    async def _write(self, verb: str, message_id: str, write: Callable[[], int], size_bytes: int, lane: Lane) -> int:
         key = (verb, message_id)
 
         def once() -> int:
@@ -71,4 +80,4 @@ class CatalogHandlers:
                     self._positions.popitem(last=False)
             return position
 
-        return await self._writer.call(once, size_bytes)
+        return await self._writer.call(once, size_bytes, lane)

@@ -11,35 +11,64 @@ from tailorbird.engine.backfill import BackfillProgress
 from tailorbird.engine.feature_table import FeatureTable
 from tailorbird.engine.signals import IngestReport
 from tailorbird.server.handlers.waiting import reach
+from tailorbird.server.lanes import lane_of
 from tailorbird.server.messages.consent import choice_from
 from tailorbird.server.messages.features import progress_message, rows_from, table_message
 from tailorbird.server.messages.signals import write_report
 from tailorbird.server.messages.wire import decode
+from tailorbird.server.positions import Positions
 from tailorbird.server.transport import CallContext
 from tailorbird.server.writer import GroupWriter
 from tailorbird.v1 import configuration_service_pb2, feature_service_pb2
 
 
-class FeatureHandlers:
-    """Reads features on the event loop, writes through the writer, backfills on a thread that takes turns with it."""
+class FeatureReads:
+    """Reads features on the event loop."""
 
     def __init__(
-        self, engine: Engine, writer: GroupWriter, observe: Callable[[FeatureTable], None] | None = None
+        self, engine: Engine, positions: Positions, observe: Callable[[FeatureTable], None] | None = None
     ) -> None:
         """`observe` is told of every table that is read."""
         self._engine = engine
-        self._writer = writer
+        self._positions = positions
         self._observe = observe
 
     async def get_features(self, request_bytes: bytes, context: CallContext) -> bytes:
         """Answer GetFeatures."""
         message = decode(feature_service_pb2.GetFeaturesRequest, request_bytes)
-        await reach(self._writer, message.min_position, context)
+        await reach(self._positions, message.min_position, context)
         table = self._engine.get_features(message.namespace, message.people, message.features, at=message.at_ms)
         if self._observe is not None:
             self._observe(table)
         stale = [category.name.lower() for category in self._engine.stale_categories(table.at)]
         return table_message(table, stale).SerializeToString()
+
+    async def watch_segments(self, request_bytes: bytes, context: CallContext) -> AsyncIterator[bytes]:
+        """Answer WatchSegments, until the caller leaves."""
+        message = decode(feature_service_pb2.WatchSegmentsRequest, request_bytes)
+        first = max(0, message.first_sequence)
+        while True:
+            changes = self._engine.segment_changes(first)
+            for change in changes:
+                yield feature_service_pb2.WatchSegmentsResponse(
+                    sequence=change.sequence,
+                    person_id=change.person_id,
+                    segment=change.segment,
+                    entered=change.entered,
+                    at_ms=change.at,
+                    position=change.position,
+                ).SerializeToString()
+                first = change.sequence + 1
+            if not changes:
+                await self._positions.changed()
+
+
+class FeatureWrites:
+    """Writes through the writer; backfills on a thread that takes turns with it."""
+
+    def __init__(self, engine: Engine, writer: GroupWriter) -> None:
+        self._engine = engine
+        self._writer = writer
 
     async def push_features(self, request_bytes: bytes, context: CallContext) -> bytes:
         """Answer PushFeatures."""
@@ -50,7 +79,7 @@ class FeatureHandlers:
         def push() -> IngestReport:
             return self._engine.push_features(message.namespace, rows, source=message.source, consent=consent)
 
-        report = await self._writer.call(push, len(request_bytes))
+        report = await self._writer.call(push, len(request_bytes), lane_of(context.method))
         return write_report(report.outcomes, report.position)
 
     async def backfill_features(self, request_bytes: bytes, context: CallContext) -> AsyncIterator[bytes]:
@@ -71,25 +100,6 @@ class FeatureHandlers:
                 waiting.cancel()
         names = running.result()
         yield feature_service_pb2.BackfillFeaturesResponse(features=names, finished=True).SerializeToString()
-
-    async def watch_segments(self, request_bytes: bytes, context: CallContext) -> AsyncIterator[bytes]:
-        """Answer WatchSegments, until the caller leaves."""
-        message = decode(feature_service_pb2.WatchSegmentsRequest, request_bytes)
-        first = max(0, message.first_sequence)
-        while True:
-            changes = self._engine.segment_changes(first)
-            for change in changes:
-                yield feature_service_pb2.WatchSegmentsResponse(
-                    sequence=change.sequence,
-                    person_id=change.person_id,
-                    segment=change.segment,
-                    entered=change.entered,
-                    at_ms=change.at,
-                    position=change.position,
-                ).SerializeToString()
-                first = change.sequence + 1
-            if not changes:
-                await self._writer.changed()
 
     async def put_configuration(self, request_bytes: bytes, context: CallContext) -> bytes:
         """Answer PutConfiguration."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from google.protobuf.message import DecodeError
+from collections.abc import Iterable, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.requests import DecideRequest, PagePart, PageRequest, Reason, Tier
+from tailorbird.engine.signals import Signal
 from tailorbird.native.wire import DecisionEncoder, decode_decide
 from tailorbird.server.messages.pairs import context_from, identifiers_from
-from tailorbird.server.messages.signals import read_signal, signal_from
-from tailorbird.server.messages.wire import decode, split_repeated
+from tailorbird.server.messages.signals import SIGNALS_FIELD, read_signal, signal_from
+from tailorbird.server.messages.wire import decode, join_repeated, split_repeated
 from tailorbird.v1 import decision_service_pb2 as api
 
 # In the order of their numbers in decision_service.proto, from 1.
@@ -27,17 +31,34 @@ write_decision, write_page, write_batch = _ENCODER.encode, _ENCODER.encode_page,
 REQUESTS_FIELD = api.DecideBatchRequest.REQUESTS_FIELD_NUMBER
 
 
+R = TypeVar("R", DecideRequest, PageRequest)
+
+
+class Asked(NamedTuple, Generic[R]):
+    """A request, whether its answer waits until what it serves is written, and an encoded IngestRequest of its events with a
+    message id, empty without."""
+
+    request: R
+    waits_for_served: bool
+    events: bytes
+
+
 def read_request(data: bytes, candidates_max: int) -> DecideRequest:
     """Return the engine's request. Raises `CallerError` for what the bytes alone show to be wrong."""
+    return read_asked(data, candidates_max).request
+
+
+def read_asked(data: bytes, candidates_max: int) -> Asked[DecideRequest]:
+    """Return a request with what else is asked for. Raises as `read_request`."""
     found = decode_decide(data, candidates_max)
     if found is None:
-        return _request_from(decode(api.DecideRequest, data), candidates_max)
-    placement, identifiers, context, candidates, at, k, events, request_id, min_position = found
+        return _asked_by_protobuf(data, candidates_max)
+    placement, identifiers, context, candidates, at, k, events, request_id, min_position, served = found
     try:
         signals = tuple([read_signal(event) for event in events])
     except DecodeError:
-        return _request_from(decode(api.DecideRequest, data), candidates_max)
-    return DecideRequest(
+        return _asked_by_protobuf(data, candidates_max)
+    request = DecideRequest(
         placement=placement,
         identifiers=identifiers,
         context=context,
@@ -47,6 +68,36 @@ def read_request(data: bytes, candidates_max: int) -> DecideRequest:
         events=signals,
         request_id=request_id,
         min_position=min_position,
+    )
+    return Asked(request, _waits_for_served(served), _to_write(events, signals))
+
+
+def _asked_by_protobuf(data: bytes, candidates_max: int) -> Asked[DecideRequest]:
+    message = decode(api.DecideRequest, data)
+    request = _request_from(message, candidates_max)
+    return Asked(
+        request, _waits_for_served(message.served_acknowledgement), _to_write(_encoded(message.events), request.events)
+    )
+
+
+def _waits_for_served(acknowledgement: int) -> bool:
+    """Tell what is asked for. Raises `CallerError` BAD_SERVED_ACKNOWLEDGEMENT for what there is not."""
+    if acknowledgement not in api.ServedAcknowledgement.values():
+        raise CallerError(
+            "BAD_SERVED_ACKNOWLEDGEMENT",
+            f"expected one of {', '.join(api.ServedAcknowledgement.keys())}, got {acknowledgement} in served_acknowledgement",
+        )
+    return acknowledgement == api.SERVED_ACKNOWLEDGEMENT_WRITTEN
+
+
+def _encoded(events: Iterable[Message]) -> list[bytes]:
+    return [event.SerializeToString() for event in events]
+
+
+def _to_write(encoded: Sequence[bytes], signals: Sequence[Signal]) -> bytes:
+    """Return the events with a message id as an IngestRequest; of others it could not be told whether they came before."""
+    return join_repeated(
+        [event for event, signal in zip(encoded, signals, strict=True) if signal.message_id], SIGNALS_FIELD
     )
 
 
@@ -72,23 +123,23 @@ def _request_from(message: api.DecideRequest, candidates_max: int) -> DecideRequ
     )
 
 
-def read_batch(data: bytes, candidates_max: int) -> list[DecideRequest | CallerError]:
+def read_batch(data: bytes, candidates_max: int) -> list[Asked[DecideRequest] | CallerError]:
     """Return each request of a batch, or what is wrong with it. Raises `CallerError` BAD_MESSAGE for what is no batch."""
-    found: list[DecideRequest | CallerError] = []
+    found: list[Asked[DecideRequest] | CallerError] = []
     elements, rest = split_repeated(data, REQUESTS_FIELD)
     decode(api.DecideBatchRequest, rest)
     for element in elements:
         try:
-            found.append(read_request(element, candidates_max))
+            found.append(read_asked(element, candidates_max))
         except CallerError as error:
             found.append(error)
     return found
 
 
-def read_page(data: bytes) -> PageRequest:
-    """Return the engine's request. Raises `CallerError` for what the bytes alone show to be wrong."""
+def read_page(data: bytes) -> Asked[PageRequest]:
+    """Return the engine's request with what else is asked for. Raises `CallerError` for what the bytes alone show to be wrong."""
     message = decode(api.DecidePageRequest, data)
-    return PageRequest(
+    request = PageRequest(
         parts=tuple(
             PagePart(placement=part.placement, candidates=tuple(part.candidate_ids), k=part.item_count)
             for part in message.parts
@@ -99,4 +150,7 @@ def read_page(data: bytes) -> PageRequest:
         events=tuple(signal_from(event) for event in message.events),
         request_id=message.request_id,
         min_position=message.min_position,
+    )
+    return Asked(
+        request, _waits_for_served(message.served_acknowledgement), _to_write(_encoded(message.events), request.events)
     )

@@ -59,6 +59,12 @@ def _batch_by_protobuf(
         elements, rest = split_repeated(data, SIGNALS_FIELD)
         batch = decode(message_type, rest)
         messages = [_or_error(partial(decode, signal_pb2.Signal), element) for element in elements]
+    if batch.acknowledgement not in signal_service_pb2.Acknowledgement.values():
+        raise CallerError(
+            "BAD_ACKNOWLEDGEMENT",
+            f"expected one of {', '.join(signal_service_pb2.Acknowledgement.keys())}, got {batch.acknowledgement} in "
+            "acknowledgement",
+        )
     if len(messages) > signals_max:
         raise CallerError(
             "BATCH_TOO_LARGE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -10,7 +11,7 @@ from tailorbird.engine.errors import CallerError
 
 M = TypeVar("M", bound=Message)
 
-LENGTH_DELIMITED = 2
+VARINT, LENGTH_DELIMITED = 0, 2
 VARINT_BYTES_MAX = 10
 
 
@@ -33,7 +34,7 @@ def split_repeated(data: bytes, field_number: int) -> tuple[list[bytes], bytes]:
     """Return the encoded elements of a repeated message, and `data` without them.
 
     For a batch in which one element cannot be read: the others still can. Raises `CallerError` BAD_MESSAGE, also for a message
-    with fields of other wire types than texts and messages.
+    with fields of other wire types than texts, messages and integers.
     """
     elements: list[bytes] = []
     rest = b""
@@ -41,6 +42,10 @@ def split_repeated(data: bytes, field_number: int) -> tuple[list[bytes], bytes]:
     while place < len(data):
         start = place
         key, place = _varint(data, place)
+        if key & 7 == VARINT:
+            _, place = _varint(data, place)
+            rest += data[start:place]
+            continue
         if key & 7 != LENGTH_DELIMITED:
             raise _damaged(place)
         length, place = _varint(data, place)
@@ -52,6 +57,21 @@ def split_repeated(data: bytes, field_number: int) -> tuple[list[bytes], bytes]:
             rest += data[start : place + length]
         place += length
     return elements, rest
+
+
+def join_repeated(elements: Iterable[bytes], field_number: int) -> bytes:
+    """Return encoded elements as a repeated message: what `split_repeated` takes apart."""
+    key = _encoded_varint(field_number << 3 | LENGTH_DELIMITED)
+    return b"".join([part for element in elements for part in (key, _encoded_varint(len(element)), element)])
+
+
+def _encoded_varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:

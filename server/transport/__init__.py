@@ -19,7 +19,8 @@ class CallContext:
 
     `metadata` holds the caller's pairs in their order; values of keys ending in `-bin` are bytes. A handler may set up
     to 16 pairs each of `initial`, sent ahead of its first answer, and `trailing`, sent behind the last one of a call
-    that succeeds. Whoever lets a call in sets `caller`, the name of its key, and `tenant`; whoever traces it, `trace_id`.
+    that succeeds. Whoever lets a call in sets `caller`, the name of its key, `tenant`, and `may_ingest`, whether the key is for
+    ingest too; whoever traces it, `trace_id`.
     """
 
     method: str
@@ -31,6 +32,7 @@ class CallContext:
     caller: str = ""
     tenant: str = ""
     trace_id: str = ""
+    may_ingest: bool = True
 
     def remaining_s(self) -> float | None:
         """Return the seconds left, at least 0, or None without a deadline."""
@@ -119,13 +121,17 @@ class ServerLimits:
     """The bounds of the service itself; the engine's are in the configuration under `limits`.
 
     `message_bytes_max` is large enough for a million candidate ids to arrive and be refused by name. `calls_max` calls may run
-    at once, and on the native transport `waiting_calls_max` more, `waiting_bytes_max` together, wait for their turn.
+    at once, and on the native transport `waiting_calls_max` more, `waiting_bytes_max` together, wait for their turn. Of each lane
+    of the writer (lanes.py) that many bytes may wait; of each worker process `relay_bytes_max` of requests may be on their way
+    to the writer.
     """
 
     message_bytes_max: int = 32 * 1024**2
     calls_max: int = 1_000
     waiting_calls_max: int = 1_000
     waiting_bytes_max: int = 64 * 1024**2
-    pending_write_bytes_max: int = 256 * 1024**2
+    live_lane_bytes_max: int = 64 * 1024**2
+    bulk_lane_bytes_max: int = 256 * 1024**2
+    relay_bytes_max: int = 128 * 1024**2
     grace_s: float = 10.0
     connection: ConnectionLimits = field(default_factory=ConnectionLimits)

@@ -27,7 +27,7 @@ from tailorbird.engine.errors import (
 )
 from tailorbird.engine.facts import SignalFact, decode_fact
 from tailorbird.engine.items import Item
-from tailorbird.engine.log import LogIO
+from tailorbird.engine.log import LocalLog, LogIO
 from tailorbird.engine.requests import Tier
 from tailorbird.engine.signals import Status
 from tailorbird.engine.store import HEAD_ROW, LMDB_ENGINE, STATE_FORMAT
@@ -645,3 +645,18 @@ def test_a_map_too_small_to_begin_with_is_told(tmp_path: Path) -> None:
         open_shop(tmp_path, error_of)
     with open_shop(tmp_path, clock=Clock()) as engine:
         assert engine.ingest([signal("a")]).count(Status.APPLIED) == 1
+
+
+def test_positions_and_append_times_do_not_go_back_with_the_clock(tmp_path: Path) -> None:
+    jumps = (0, 50_000, -3_600_000, 10, -7_200_000, 60_000)
+    clock = Clock()
+    with open_shop(tmp_path, clock=clock) as engine:
+        positions = []
+        for number, jump in enumerate(jumps):
+            clock.now = START + jump
+            positions.append(engine.put_items([Item(id=f"item{number}")]))
+        assert positions == sorted(set(positions))
+    log = LocalLog.open(tmp_path / "shop" / "log", read_only=True)
+    times = [record.append_time for record in log.read(0, positions[-1])][-len(jumps) :]
+    log.close()
+    assert [each - START for each in times] == [0, 50_000, 50_000, 50_000, 50_000, 60_000]

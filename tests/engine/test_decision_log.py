@@ -374,6 +374,24 @@ def test_what_is_older_than_the_age_declared_goes_and_nothing_younger(tmp_path: 
     assert max(ages) <= 10
 
 
+def test_what_a_process_that_is_gone_has_left_goes_with_its_age(tmp_path: Path) -> None:
+    clock = Clock()
+    with shop_of_ada(tmp_path, with_log(age_max="8d"), clock) as engine:
+        engine.decide(placement="home", identifiers=ADA)
+        engine.flush()
+        (own,) = list_segments(folder_of(engine))
+        gone, running = (own.path.with_name(own.path.name.replace("00000-", f"0000{n}-")) for n in (1, 2))
+        for path in (gone, running):
+            path.write_bytes(own.path.read_bytes())
+        os.utime(gone, (START / 1e3, START / 1e3))
+        for _ in range(12):
+            clock.now += DAY
+            os.utime(running, (clock.now / 1e3, clock.now / 1e3))
+            engine.decide(placement="home", identifiers=ADA)
+            engine.flush()
+        assert (gone.exists(), running.exists()) == (False, True)
+
+
 def test_segment_numbers_never_come_twice(tmp_path: Path) -> None:
     clock = Clock()
     with shop_of_ada(tmp_path, clock=clock) as engine:

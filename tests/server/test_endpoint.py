@@ -131,7 +131,7 @@ def test_a_serving_process_answers_both(shop: Path, tmp_path: Path) -> None:
         assert get(port, "/healthz")[0] == 200
         text = get(port, "/metrics")[2].decode()
         assert "process_resident_memory_bytes" in text
-        assert 'tailorbird_decisions_total{tier="person"} 0.0' in text
+        assert 'tailorbird_decisions_total{process="worker 1",tier="person"} 0.0' in text
 
 
 def test_without_traces_nothing_of_them_is_imported() -> None:

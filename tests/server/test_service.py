@@ -129,6 +129,53 @@ def test_an_order_is_in_force_in_the_next_decision_and_profile(running: Running)
     }
 
 
+def test_what_is_served_is_written_before_the_answer_where_that_is_asked_for(running: Running) -> None:
+    put_items(running)
+    position = ingest(running, order("m1", "mug")).position
+    stub = decision_service_pb2_grpc.DecisionServiceStub(running.channel)
+    written = decision_service_pb2.SERVED_ACKNOWLEDGEMENT_WRITTEN
+    asked = {"identifiers": USER, "min_position": position, "served_acknowledgement": written}
+
+    single = decide(running, **asked)
+    assert single.served_position > position
+    page = stub.DecidePage(
+        decision_service_pb2.DecidePageRequest(parts=[decision_service_pb2.PagePart(placement="home")], **asked)
+    )
+    assert page.decisions[0].served_position >= single.served_position
+    requests = [
+        decision_service_pb2.DecideRequest(placement=name, **fields)
+        for name, fields in (("home", {}), ("home", asked), ("none", {}))
+    ]
+    batch = stub.DecideBatch(decision_service_pb2.DecideBatchRequest(requests=requests)).outcomes
+    assert batch[0].decision.served_position == 0
+    assert batch[1].decision.served_position >= page.decisions[0].served_position
+    assert batch[2].failure.reason == "UNKNOWN_PLACEMENT"
+    assert decide(running, identifiers=USER).served_position == 0
+
+    unknown = refusal(lambda: decide(running, identifiers=USER, served_acknowledgement=7))
+    assert unknown[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "BAD_SERVED_ACKNOWLEDGEMENT")
+
+
+def test_an_acknowledgement_is_one_of_those_there_are(running: Running) -> None:
+    stub = signal_service_pb2_grpc.SignalServiceStub(running.channel)
+    for number, known in enumerate(signal_service_pb2.Acknowledgement.values()):
+        request = signal_service_pb2.IngestRequest(signals=[order(f"m{number}", "mug")], acknowledgement=known)
+        assert outcomes(stub.Ingest(request)) == [(signal_service_pb2.SIGNAL_STATUS_APPLIED, "")]
+    wrong = refusal(lambda: stub.Ingest(signal_service_pb2.IngestRequest(acknowledgement=9)))
+    assert wrong[:2] == (grpc.StatusCode.INVALID_ARGUMENT, "BAD_ACKNOWLEDGEMENT")
+
+
+def test_events_of_a_decision_count_for_it_and_are_written_behind_it_once(running: Running) -> None:
+    put_items(running)
+    events = [order("m1", "mug"), order("", "lamp")]
+    for _ in range(2):
+        assert "mug" not in item_ids(decide(running, identifiers=USER, events=events))
+    position = ingest(running, order("m2", "clock")).position  # behind both
+    profile = get_profile(running, identifiers=USER, min_position=position)
+    assert profile.features[0].number == 2.0
+    assert outcomes(ingest(running, order("m1", "mug"))) == [(signal_service_pb2.SIGNAL_STATUS_DUPLICATE, "DUPLICATE")]
+
+
 def test_a_page_is_answered_in_one_call_and_repeats_nothing(running: Running) -> None:
     put_items(running)
     stub = decision_service_pb2_grpc.DecisionServiceStub(running.channel)

@@ -73,9 +73,12 @@ SIGNALS = st.builds(
     source_offset=st.none() | INT64,
     consent=st.none() | CHOICES,
 )
+ACKNOWLEDGEMENTS = st.integers(0, 3)  # the last is none
 BATCHES = st.one_of(
-    st.builds(UNARY, signals=st.lists(SIGNALS, max_size=SIGNALS_MAX + 1)),
-    st.builds(STREAM, signals=st.lists(SIGNALS, max_size=SIGNALS_MAX + 1), source=TEXTS),
+    st.builds(UNARY, signals=st.lists(SIGNALS, max_size=SIGNALS_MAX + 1), acknowledgement=ACKNOWLEDGEMENTS),
+    st.builds(
+        STREAM, signals=st.lists(SIGNALS, max_size=SIGNALS_MAX + 1), source=TEXTS, acknowledgement=ACKNOWLEDGEMENTS
+    ),
 )
 
 
@@ -83,7 +86,8 @@ def plain(found: Signal | CallerError) -> object:
     """Return a signal with its properties in their order, which is that of the log, or how it was refused."""
     if isinstance(found, CallerError):
         return found.reason, found.message
-    lines = [list(line.items()) for line in found.properties.get("products", ()) if isinstance(line, dict)]
+    products = found.properties.get("products")
+    lines = [list(line.items()) for line in products] if isinstance(products, list) else []
     return repr((found, list(found.properties), lines))
 
 

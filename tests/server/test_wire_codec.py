@@ -12,7 +12,15 @@ from tailorbird.engine.errors import CallerError
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, ReasonDetail
 from tailorbird.native.wire import Ids, decode_decide
 from tailorbird.server.messages import decisions
-from tailorbird.server.messages.decisions import REASONS, TIERS, read_request, write_batch, write_decision, write_page
+from tailorbird.server.messages.decisions import (
+    REASONS,
+    TIERS,
+    Asked,
+    read_asked,
+    write_batch,
+    write_decision,
+    write_page,
+)
 from tailorbird.v1 import decision_service_pb2 as api
 from tailorbird.v1 import identity_pb2, signal_pb2
 
@@ -37,27 +45,28 @@ MESSAGES = st.builds(
     item_count=st.integers(-(2**31), 2**31 - 1),
     request_id=TEXTS,
     min_position=INT64,
+    served_acknowledgement=st.integers(0, 2),  # the last is none
 )
 
 
 def outcome(read: Any, data: bytes) -> tuple[Any, ...]:
     """Return the request as plain values, or how it was refused."""
     try:
-        found: DecideRequest = read(data)
+        found, waits_for_served, _ = read(data)
     except CallerError as error:
         return error.reason, error.message
-    return tuple(
+    return waits_for_served, *(
         list(value) if isinstance(value, Ids | tuple) else value
         for value in (getattr(found, name) for name in found.__struct_fields__)
     )
 
 
-def by_ours(data: bytes) -> DecideRequest:
-    return read_request(data, CANDIDATES_MAX)
+def by_ours(data: bytes) -> Asked[DecideRequest]:
+    return read_asked(data, CANDIDATES_MAX)
 
 
-def by_protobuf(data: bytes) -> DecideRequest:
-    return decisions._request_from(decisions.decode(api.DecideRequest, data), CANDIDATES_MAX)
+def by_protobuf(data: bytes) -> Asked[DecideRequest]:
+    return decisions._asked_by_protobuf(data, CANDIDATES_MAX)
 
 
 @given(message=MESSAGES)
@@ -146,6 +155,7 @@ DECISIONS = st.builds(
     at=INT64,
     person_id=TEXTS,
     degraded=st.lists(TEXTS, max_size=2).map(tuple),
+    served_position=st.integers(0, 2**63 - 1),
 )
 
 
@@ -178,6 +188,7 @@ def message_of(decision: Decision) -> api.DecideResponse:
         person_id=decision.person_id,
         degraded=decision.degraded,
         placement=decision.placement,
+        served_position=decision.served_position,
     )
 
 

@@ -17,7 +17,9 @@ from tailorbird.engine import Engine
 from tailorbird.engine.configuration import Limits
 from tailorbird.engine.errors import CallerError, ResourceExhausted, Unavailable
 from tailorbird.engine.signals import IngestReport, Outcome, Signal, Status
-from tailorbird.server.writer import GroupWriter
+from tailorbird.server.lanes import Lane
+from tailorbird.server.transport import ServerLimits
+from tailorbird.server.writer import LIVE_IN_A_ROW, GroupWriter
 
 
 class NotingEngine:
@@ -55,10 +57,11 @@ def names(report: IngestReport) -> list[str]:
 
 
 def with_writer(
-    engine: NotingEngine, work: Callable[[GroupWriter], Awaitable[None]], pending_bytes_max: int = 1_000
+    engine: NotingEngine, work: Callable[[GroupWriter], Awaitable[None]], lane_bytes_max: int = 1_000
 ) -> None:
     async def main() -> None:
-        writer = GroupWriter(cast(Engine, engine), pending_bytes_max)
+        limits = ServerLimits(live_lane_bytes_max=lane_bytes_max, bulk_lane_bytes_max=2 * lane_bytes_max)
+        writer = GroupWriter(cast(Engine, engine), limits)
         try:
             await work(writer)
         finally:
@@ -124,6 +127,25 @@ def test_other_writes_keep_their_place_between_batches() -> None:
     assert engine.groups == [["first"], ["before"], ["call"], ["after"]]
 
 
+def test_live_writes_go_first_and_bulk_ones_do_not_starve() -> None:
+    engine = NotingEngine(batch_signals_max=1)
+
+    async def work(writer: GroupWriter) -> None:
+        first = await held(engine, writer)
+        bulk = [asyncio.create_task(writer.ingest(batch(f"bulk{n}"), lane=Lane.BULK)) for n in range(3)]
+        await asyncio.sleep(0)
+        live = [asyncio.create_task(writer.ingest(batch(f"live{n}"))) for n in range(LIVE_IN_A_ROW + 1)]
+        await asyncio.sleep(0)
+        engine.gate.set()
+        await asyncio.gather(first, *bulk, *live)
+
+    with_writer(engine, work)
+    live = [f"live{n}" for n in range(LIVE_IN_A_ROW + 1)]
+    # The first was a turn of the live lane as well.
+    expected = ["first", *live[: LIVE_IN_A_ROW - 1], "bulk0", *live[LIVE_IN_A_ROW - 1 :], "bulk1", "bulk2"]
+    assert [name for group in engine.groups for name in group] == expected
+
+
 def test_one_bad_batch_does_not_stop_its_neighbours() -> None:
     engine = NotingEngine()
 
@@ -162,11 +184,18 @@ def test_what_waits_is_bounded() -> None:
         first = await held(engine, writer)
         waiting = asyncio.create_task(writer.ingest(batch("waiting"), 900))
         await asyncio.sleep(0)
-        with pytest.raises(ResourceExhausted, match="pending_write_bytes_max = 1000") as caught:
+        with pytest.raises(ResourceExhausted, match="live_lane_bytes_max = 1000") as caught:
             await writer.ingest(batch("more"), 200)
         assert caught.value.reason == "WRITER_BUSY"
+        # The other lane has room of its own.
+        bulk = [asyncio.create_task(writer.ingest(batch("bulk"), 900, Lane.BULK)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert writer.waiting_bytes(Lane.BULK) == 1_800
+        with pytest.raises(ResourceExhausted, match="in the bulk lane, got 2100"):
+            await writer.ingest(batch("more"), 300, Lane.BULK)
         engine.gate.set()
-        await asyncio.gather(first, waiting)
+        await asyncio.gather(first, waiting, *bulk)
+        assert [writer.waiting_bytes(lane) for lane in Lane] == [0, 0]
         await writer.ingest(batch("again"), 900)
 
     with_writer(engine, work)
@@ -177,14 +206,14 @@ def test_a_position_is_waited_for() -> None:
 
     async def work(writer: GroupWriter) -> None:
         first = await held(engine, writer)
-        reached = asyncio.create_task(writer.reach(1, 10))
+        reached = asyncio.create_task(writer.positions.reach(1, 10))
         await asyncio.sleep(0)
         assert not reached.done()
         engine.gate.set()
         await asyncio.gather(first, reached)
-        await writer.reach(1, 0)
+        await writer.positions.reach(1, 0)
         with pytest.raises(Unavailable, match="min_position 2") as caught:
-            await writer.reach(2, 0.01)
+            await writer.positions.reach(2, 0.01)
         assert caught.value.reason == "POSITION_NOT_REACHED"
 
     with_writer(engine, work)
