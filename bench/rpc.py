@@ -7,13 +7,16 @@ a real Decide answer, made beforehand. Every call of Decide asks for another per
 beforehand (rpc_subject.py); what is served is written meanwhile, by the server's own writer thread.
 
 Closed loop: latency is of a server with one call at a time, throughput of one with 16. Open loop: latency from when a call was
-due, at half of what the same block's closed loop had got through, on 16 connections.
+due, at half of what the same block's closed loop had got through, on 16 connections. Last, our Python client against grpcio's
+(rpc_client.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from tailorbird.bench.load import Generator, LoadPlan, Target, cores
 from tailorbird.bench.load_results import LoadResults
 from tailorbird.bench.musts import Must
 from tailorbird.bench.report import RAW
+from tailorbird.bench.rpc_client import client_results
 from tailorbird.bench.rpc_subject import REQUESTS, requests, served
 from tailorbird.bench.workload import WorkloadR
 from tailorbird.engine.errors import InternalError
@@ -42,6 +46,7 @@ MUSTS = (
     Must("decide_100_over_echo_p50", at_most=1.4),
     Must("decide_1000_over_echo_p50", at_most=1.8),
     Must("decide_over_echo_rps", at_least=0.5),
+    Must("client_over_grpcio_client_p50", at_most=0.5),
 )
 # Connections and streams on each that make 16 in flight; connections of open loops.
 CONNECTIONS, STREAMS = 4, 4
@@ -136,10 +141,23 @@ def run(args: argparse.Namespace) -> dict[str, object]:
             "blocks": args.blocks,
         }
         results |= measured.results()
+        with on_core(load_core):
+            results |= client_results(targets[CASES[4]], args.blocks)
         if args.sweep:
             open_targets = {name: targets[case] for name, case in OPEN.items()}
             results |= rpc_sweep.sweep(generator, open_targets, measured.saturation(), args.seconds, args.plots)
     return results
+
+
+@contextlib.contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Run this process on one core for a block; threads it has already keep theirs."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 class Measured:
