@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tailorbird.engine import Engine, Item
 from tailorbird.engine.errors import (
     CallerError,
+    Damaged,
     InternalError,
     NotFound,
     PermissionDenied,
@@ -260,6 +261,22 @@ def test_the_same_key_in_two_directories_opens_the_one_it_is_for(tmp_path: Path)
     for shown, kind, reason in errors:
         with pytest.raises(kind, match=reason):
             fresh.check(shown, Scope.DECIDE)
+
+
+def test_a_damaged_file_of_keys_is_its_own_tenants_trouble(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = {name: KeyFile(tmp_path / name) for name in ("one", "other", "third")}
+    texts = {}
+    for name, file in files.items():
+        file.path.parent.mkdir()
+        texts[name], _ = file.create([Scope.DECIDE], NOW, tenant=name)
+    files["one"].path.write_text("[{")
+    gates = Gates([Gate(file, name) for name, file in files.items()])
+    for name in ("other", "third"):
+        assert gates.admit(texts[name], Scope.DECIDE, 0).tenant == name
+    with pytest.raises((Unauthenticated, Damaged)):
+        gates.admit(texts["one"], Scope.DECIDE, 0)
+    assert "the keys of tenant one cannot be read" in caplog.text
+    assert set(gates._found) == {text.split("_")[1] for name, text in texts.items() if name != "one"}
 
 
 @pytest.mark.parametrize(
