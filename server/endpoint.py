@@ -76,7 +76,7 @@ class _Server(ThreadingMixIn, TCPServer):  # the library's own HTTP server asks 
         # A name is looked up, as for calls.
         found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         self.address_family = found[0]
-        super().__init__(found[4][:2], _Handler)
+        super().__init__((str(found[4][0]), address[1]), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._room.acquire(blocking=False):
