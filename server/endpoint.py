@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -17,6 +19,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from tailorbird.engine.errors import CallerError
+
+LOG = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 16
 CONNECTION_S = 10.0  # a reader that is silent, or takes nothing, for so long is let go
@@ -91,7 +95,9 @@ class _Server(ThreadingMixIn, TCPServer):  # the library's own HTTP server asks 
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a reader that left."""
+        """Log what went wrong with a reader, unless it is that it left."""
+        if not isinstance(error := sys.exception(), OSError):
+            LOG.error("an answer over HTTP failed", exc_info=error)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -61,6 +61,21 @@ def test_readiness_is_told_with_its_reason() -> None:
         get(port, "/healthz")
 
 
+def test_figures_that_fail_are_logged_and_the_next_reader_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    registry = CollectorRegistry()
+    gauge = Gauge("t_one", "One.", registry=registry)
+    gauge.set_function(lambda: 1 / 0)
+    port = (served := Endpoint(registry)).start("127.0.0.1:0")
+    try:
+        with pytest.raises(OSError):  # noqa: PT011
+            get(port, "/metrics")
+        assert get(port, "/healthz")[0] == 200
+    finally:
+        served.close()
+    assert "an answer over HTTP failed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_readers_past_the_bound_are_turned_away_and_silent_ones_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint._Handler, "timeout", 0.5)
     monkeypatch.setattr(endpoint, "CONNECTIONS_MAX", 2)
