@@ -69,8 +69,13 @@ class Service:
         self._engines = engines if isinstance(engines, Mapping) else {options.tenant: engines}
         self._state = State.STARTING
         files = {tenant: KeyFile(engine.directory.root) for tenant, engine in self._engines.items()}
-        self.keyless_tenants = [tenant for tenant, file in files.items() if not file.read()]
-        self.asks_for_keys = len(self.keyless_tenants) < len(files)
+        keys = {tenant: file.read() for tenant, file in files.items()}
+        self.asks_for_keys = any(keys.values())
+        self.keyless_tenants = [
+            tenant
+            for tenant, found in keys.items()
+            if not any(key.tenant == tenant and not key.revoked for key in found)
+        ]
         self._address = checked_address(options.listen, insecure=options.insecure_listen or self.asks_for_keys)
         self._writers = {
             tenant: GroupWriter(engine, options.limits.pending_write_bytes_max)
@@ -188,7 +193,10 @@ def _who_is_let_in(service: Service, options: ServeOptions, address: str) -> Ite
     if service.asks_for_keys:
         yield "every call needs a key"
         for tenant in service.keyless_tenants:
-            yield f"WARNING: tenant {tenant} has no key, so nobody reaches it; see `tailorbird keys create`"
+            yield (
+                f"WARNING: tenant {tenant} has no key of its own, so nobody reaches it; "
+                f"see `tailorbird keys create --tenant {tenant}`"
+            )
         if options.sockets.tls is None and not is_local(address):
             yield "WARNING: without TLS, keys and answers can be read on their way; see --tls-certificate"
     elif options.sockets.tls is not None and options.sockets.tls.client_authorities is not None:

@@ -334,9 +334,11 @@ def test_serve_refuses_data_beside_tenants(shops: dict[str, Path], capsys: pytes
 
 def test_a_tenant_without_a_key_is_said_to_be_out_of_reach(shops: dict[str, Path], tmp_path: Path) -> None:
     text, _ = KeyFile(shops["red"]).create(tuple(Scope), NOW, tenant="red")
+    KeyFile(shops["blue"]).create(tuple(Scope), NOW)  # for the tenant `default`, who is not served here
     named = [part for name, path in shops.items() for part in ("--tenant", f"{name}={path}")]
     with serving_process(tmp_path, *named) as process, grpc.insecure_channel(process.address) as channel:
         running = Running(channel, process.address)
         assert offered(running, bearer(text)) == ["red-mug"]
         assert refused(running, [(METADATA, "blue")])[1] == "MISSING_KEY"
-    assert "WARNING: tenant blue has no key, so nobody reaches it" in process.told()
+    assert "tenant red has no key" not in process.told()
+    assert "WARNING: tenant blue has no key of its own, so nobody reaches it" in process.told()
