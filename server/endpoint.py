@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from socketserver import ThreadingMixIn
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 
 import msgspec
@@ -17,6 +19,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from tailorbird.engine.errors import CallerError
+
+LOG = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 16
 CONNECTION_S = 10.0  # a reader that is silent, or takes nothing, for so long is let go
@@ -53,7 +57,7 @@ class Endpoint:
             ) from None
         self._thread = threading.Thread(target=self._server.serve_forever, name="tailorbird-metrics", daemon=True)
         self._thread.start()
-        return int(self._server.server_port)
+        return int(self._server.server_address[1])
 
     def close(self) -> None:
         """Answer no more; idempotent."""
@@ -64,7 +68,8 @@ class Endpoint:
             self._server = self._thread = None
 
 
-class _Server(ThreadingMixIn, HTTPServer):
+class _Server(ThreadingMixIn, TCPServer):  # the library's own HTTP server asks DNS for its name first
+    allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
 
@@ -72,9 +77,10 @@ class _Server(ThreadingMixIn, HTTPServer):
         self.registry = registry
         self.readiness = readiness
         self._room = threading.BoundedSemaphore(CONNECTIONS_MAX)
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        super().__init__(address, _Handler)
+        # A name is looked up, as for calls.
+        found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        self.address_family = found[0]
+        super().__init__((str(found[4][0]), address[1]), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._room.acquire(blocking=False):
@@ -89,7 +95,9 @@ class _Server(ThreadingMixIn, HTTPServer):
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a reader that left."""
+        """Log what went wrong with a reader, unless it is that it left."""
+        if not isinstance(error := sys.exception(), OSError):
+            LOG.error("an answer over HTTP failed", exc_info=error)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -63,8 +63,13 @@ class Face:
         writers: Mapping[str, GroupWriter] | None = None,
     ) -> None:
         files = {tenant: KeyFile(engine.directory.root) for tenant, engine in engines.items()}
-        self.keyless_tenants = [tenant for tenant, file in files.items() if not file.read()]
-        self.asks_for_keys = len(self.keyless_tenants) < len(files)
+        keys = {tenant: file.read() for tenant, file in files.items()}
+        self.asks_for_keys = any(keys.values())
+        self.keyless_tenants = [
+            tenant
+            for tenant, found in keys.items()
+            if not any(key.tenant == tenant and not key.revoked for key in found)
+        ]
         self._address = checked_address(options.listen, insecure=options.insecure_listen or self.asks_for_keys)
         self._engines = engines
         self._health = Health(SERVICES, self._stale_categories)
@@ -109,7 +114,10 @@ def who_may_call(
     if asks_for_keys:
         yield "every call needs a key"
         for tenant in keyless_tenants:
-            yield f"WARNING: tenant {tenant} has no key, so nobody reaches it; see `tailorbird keys create`"
+            yield (
+                f"WARNING: tenant {tenant} has no key of its own, so nobody reaches it; "
+                f"see `tailorbird keys create --tenant {tenant}`"
+            )
         if tls is None and not is_local(address):
             yield "WARNING: without TLS, keys and answers can be read on their way; see --tls-certificate"
     elif tls is not None and tls.client_authorities is not None:

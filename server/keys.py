@@ -158,23 +158,21 @@ class Gate:
 
     def __init__(self, file: KeyFile, tenant: str = DEFAULT_TENANT) -> None:
         self._file = file
-        self._tenant = tenant
+        self.tenant = tenant
         self._looked_s = -LOOK_S
         self._stamp: tuple[int, int] | None = None
         self._keys: dict[str, Key] = {}
         self._allowance: dict[str, tuple[float, float]] = {}  # calls left, and when that was
 
-    def holds(self, text: str | None) -> bool:
-        """Tell whether the id of what a caller shows stands in this file."""
-        return self._key_named(text) is not None
-
-    def knows(self, text: str | None) -> bool:
-        """Tell whether it does, as a key for this tenant."""
-        return (key := self._key_named(text)) is not None and key.tenant == self._tenant
-
-    def _key_named(self, text: str | None) -> Key | None:
+    def holds(self, key_id: str) -> bool:
+        """Tell whether a key of that id stands in this file. Raises `Damaged` DAMAGED_KEYS, as all that follow."""
         self._look()
-        return self._keys.get(text[len(PREFIX) + 1 :].partition("_")[0]) if text is not None else None
+        return key_id in self._keys
+
+    def knows(self, key_id: str) -> bool:
+        """Tell whether it does, as a key for this tenant."""
+        self._look()
+        return (key := self._keys.get(key_id)) is not None and key.tenant == self.tenant
 
     def admit(self, text: str | None, scope: Scope, size_bytes: int) -> Key:
         """Return the key of a call. Raises `Unauthenticated`, `PermissionDenied`, or `ResourceExhausted` for its limits.
@@ -217,7 +215,7 @@ class Gate:
             raise Unauthenticated(
                 "EXPIRED_KEY", f"expected a key in force, got {key.id}, which has expired; use another"
             )
-        if key.tenant != self._tenant:
+        if key.tenant != self.tenant:
             raise PermissionDenied("WRONG_TENANT", f"expected a key of this tenant, got {key.id}, which is another's")
         if scope not in key.scopes:
             raise PermissionDenied(
@@ -251,6 +249,11 @@ class Gate:
             self._keys = {}  # a file that cannot be read lets nobody in
             self._keys = {key.id: key for key in self._file.read()}
             self._stamp = stamp
+
+
+def id_in(text: str | None) -> str:
+    """Return the id in what a caller shows, empty where there is none."""
+    return text.split("_", 2)[1] if text is not None and text.count("_") > 1 else ""
 
 
 def _hash(secret: str) -> str:

@@ -22,9 +22,14 @@ class LogLines:
         self._thread = threading.Thread(target=self._run, name="tailorbird-log", daemon=True)
         self._thread.start()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another line would be written."""
+        return self._waiting.qsize() < self._lines_max
+
     def put(self, line: str) -> None:
         """Have a line written, soon, unless too many wait. From any thread; never waits."""
-        if self._waiting.qsize() >= self._lines_max:
+        if not self.has_room:
             self.dropped_count += 1
             return
         self._waiting.put(line if len(line) <= LINE_CHARACTERS_MAX else line[:LINE_CHARACTERS_MAX])

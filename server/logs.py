@@ -138,10 +138,17 @@ class LineWriter:
         self._lines = lines
         self._form = form
         self._process: dict[str, Field] = {"process": process} if process else {}
+        self._dropped_count_told = 0
 
     def write(self, moment_s: float, level: str, logger: str, message: str, fields: Mapping[str, Field]) -> None:
         """Have a line written, soon; never waits."""
         self._lines.put(rendered(self._form, moment_s, level, logger, message, {**self._process, **fields}))
+        dropped_count = self._lines.dropped_count
+        if dropped_count != self._dropped_count_told and self._lines.has_room:
+            self._dropped_count_told = dropped_count
+            told = {**self._process, "dropped_count": dropped_count}
+            message = "lines were dropped: whoever reads them was slow"
+            self._lines.put(rendered(self._form, moment_s, "WARNING", __name__, message, told))
 
     def close(self) -> None:
         """Write what waits."""

@@ -13,14 +13,18 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+import grpc
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from tailorbird.engine import Engine
+from tailorbird.engine.errors import CallerError, Unavailable
+from tailorbird.engine.log import LocalLog
 from tailorbird.server import endpoint
 from tailorbird.server.endpoint import Endpoint
 from tailorbird.server.serve import ServeOptions, Service
 from tailorbird.server.watching import Begin
+from tailorbird.v1 import catalog_service_pb2, catalog_service_pb2_grpc, decision_service_pb2
 from tests.server.conftest import running_service, serving_process
 
 Answer = tuple[int, str, bytes]
@@ -57,6 +61,21 @@ def test_readiness_is_told_with_its_reason() -> None:
         get(port, "/healthz")
 
 
+def test_figures_that_fail_are_logged_and_the_next_reader_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    registry = CollectorRegistry()
+    gauge = Gauge("t_one", "One.", registry=registry)
+    gauge.set_function(lambda: 1 / 0)
+    port = (served := Endpoint(registry)).start("127.0.0.1:0")
+    try:
+        with pytest.raises(OSError):  # noqa: PT011
+            get(port, "/metrics")
+        assert get(port, "/healthz")[0] == 200
+    finally:
+        served.close()
+    assert "an answer over HTTP failed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_readers_past_the_bound_are_turned_away_and_silent_ones_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint._Handler, "timeout", 0.5)
     monkeypatch.setattr(endpoint, "CONNECTIONS_MAX", 2)
@@ -79,15 +98,38 @@ def test_readers_past_the_bound_are_turned_away_and_silent_ones_let_go(monkeypat
 
 
 def test_a_service_is_ready_while_it_takes_calls_and_can_write(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(log: LocalLog) -> None:
+        raise Unavailable("LOG_SYNC_FAILED", "as the test has it")
+
     with running_service(shop, metrics="127.0.0.1:0") as running:
-        port = running.metrics_port
-        assert get(port, "/readyz")[0] == 200
-        monkeypatch.setattr("tailorbird.engine.writer.Writer.failed", True)
-        code, _, body = get(port, "/readyz")
+        assert get(running.metrics_port, "/readyz")[0] == 200
+        monkeypatch.setattr(LocalLog, "sync", fails)
+        items = catalog_service_pb2.PutItemsRequest(message_id="m1", items=[catalog_service_pb2.Item(id="mug")])
+        with pytest.raises(grpc.RpcError, match="as the test has it"):
+            catalog_service_pb2_grpc.CatalogServiceStub(running.channel).PutItems(items, timeout=30)
+        code, _, body = get(running.metrics_port, "/readyz")
         assert (code, json.loads(body)["reason"]) == (503, "WRITER_STOPPED")
-        assert get(port, "/healthz")[0] == 200
-        monkeypatch.undo()
-        assert get(port, "/readyz")[0] == 200
+        assert get(running.metrics_port, "/healthz")[0] == 200
+        # Decisions go on.
+        decide = running.channel.unary_unary("/tailorbird.v1.DecisionService/Decide")
+        request = decision_service_pb2.DecideRequest(placement="home").SerializeToString()
+        assert decision_service_pb2.DecideResponse.FromString(decide(request, timeout=30)).degraded == [
+            "EMPTY_CATALOGUE"
+        ]
+
+
+def test_an_address_by_name_or_of_ipv6_is_taken_where_the_machine_has_it() -> None:
+    for address in ("localhost:0", "[::1]:0"):
+        served = Endpoint(CollectorRegistry())
+        try:
+            port = served.start(address)
+        except CallerError as error:
+            assert error.reason == "LISTEN_FAILED"
+            continue
+        host = address.rpartition(":")[0]
+        with urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=10) as response:
+            assert response.status == 200
+        served.close()
 
 
 def test_a_service_that_warms_up_or_stops_is_alive_and_not_ready(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

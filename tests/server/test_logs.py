@@ -192,6 +192,22 @@ def test_lines_past_the_bound_are_dropped_and_nobody_waits() -> None:
     assert stream.getvalue().splitlines() == ["x" * LINE_CHARACTERS_MAX, "0", "1", "2"]
 
 
+def test_how_many_lines_were_dropped_is_told_once_there_is_room() -> None:
+    stream = io.StringIO()
+    lines = LogLines(stream)
+    lines.dropped_count = 7
+    writer = LineWriter(lines, LogFormat.JSON)
+    for _ in range(2):
+        writer.write(0.0, "INFO", "tailorbird.test", "said", {})
+    writer.close()
+    told = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["level"], line.get("dropped_count")) for line in told] == [
+        ("INFO", None),
+        ("WARNING", 7),
+        ("INFO", None),
+    ]
+
+
 def test_a_reader_that_left_stops_nothing() -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tailorbird.engine import Engine, Item
 from tailorbird.engine.errors import (
     CallerError,
+    Damaged,
     InternalError,
     NotFound,
     PermissionDenied,
@@ -262,6 +263,22 @@ def test_the_same_key_in_two_directories_opens_the_one_it_is_for(tmp_path: Path)
             fresh.check(shown, Scope.DECIDE)
 
 
+def test_a_damaged_file_of_keys_is_its_own_tenants_trouble(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = {name: KeyFile(tmp_path / name) for name in ("one", "other", "third")}
+    texts = {}
+    for name, file in files.items():
+        file.path.parent.mkdir()
+        texts[name], _ = file.create([Scope.DECIDE], NOW, tenant=name)
+    files["one"].path.write_text("[{")
+    gates = Gates([Gate(file, name) for name, file in files.items()])
+    for name in ("other", "third"):
+        assert gates.admit(texts[name], Scope.DECIDE, 0).tenant == name
+    with pytest.raises((Unauthenticated, Damaged)):
+        gates.admit(texts["one"], Scope.DECIDE, 0)
+    assert "the keys of tenant one cannot be read" in caplog.text
+    assert set(gates._found) == {text.split("_")[1] for name, text in texts.items() if name != "one"}
+
+
 @pytest.mark.parametrize(
     "texts", [["a"], ["=x"], ["a="], ["A=x"], ["a b=x"], ["a=x", "a=y"], ["a=x", "b=./x"], ["-a=x"]]
 )
@@ -317,9 +334,11 @@ def test_serve_refuses_data_beside_tenants(shops: dict[str, Path], capsys: pytes
 
 def test_a_tenant_without_a_key_is_said_to_be_out_of_reach(shops: dict[str, Path], tmp_path: Path) -> None:
     text, _ = KeyFile(shops["red"]).create(tuple(Scope), NOW, tenant="red")
+    KeyFile(shops["blue"]).create(tuple(Scope), NOW)  # for the tenant `default`, who is not served here
     named = [part for name, path in shops.items() for part in ("--tenant", f"{name}={path}")]
     with serving_process(tmp_path, *named) as process, grpc.insecure_channel(process.address) as channel:
         running = Running(channel, process.address)
         assert offered(running, bearer(text)) == ["red-mug"]
         assert refused(running, [(METADATA, "blue")])[1] == "MISSING_KEY"
-    assert "WARNING: tenant blue has no key, so nobody reaches it" in process.told()
+    assert "tenant red has no key" not in process.told()
+    assert "WARNING: tenant blue has no key of its own, so nobody reaches it" in process.told()
