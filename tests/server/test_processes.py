@@ -20,7 +20,7 @@ from tailorbird.engine.errors import PreconditionFailed
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.server.keys import KeyFile, Scope
 from tailorbird.server.statuses import REASON_KEY
-from tailorbird.v1 import signal_service_pb2, signal_service_pb2_grpc
+from tailorbird.v1 import decision_service_pb2, signal_service_pb2, signal_service_pb2_grpc
 from tests.server.processes import COMMAND, PATIENCE_S, Connection, Load, Service, order, running, until, user
 
 # What is served is not served again for longer than a test takes.
@@ -197,7 +197,7 @@ def test_events_of_a_decision_are_written_behind_its_answer(shop: Path) -> None:
     keys = KeyFile(shop)
     both, only = (keys.create(scopes, 1)[0] for scopes in ([*Scope], [Scope.DECIDE, Scope.PROFILE]))
     with running(shop) as service, Connection(service.address) as connection:
-        from tailorbird.v1 import decision_service_pb2, decision_service_pb2_grpc, profile_service_pb2
+        from tailorbird.v1 import decision_service_pb2_grpc, profile_service_pb2
 
         stub = decision_service_pb2_grpc.DecisionServiceStub(connection.channel)
         for who, key in (("u1", both), ("u2", only)):
@@ -259,15 +259,14 @@ def test_workers_that_are_killed_fail_only_the_calls_in_flight_on_them(service: 
 
 
 def test_workers_are_replaced_one_by_one_without_a_failed_call(service: Service) -> None:
-    def decide(connection: Connection, number: int) -> object:
-        while True:
-            try:
-                return decide_for(connection, number)
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise
+    pytest.importorskip("tailorbird.native.http2_client", reason="libnghttp2 was missing when the kernels were built")
+    from tailorbird.client import Client
 
-    with Load().of(service.address, decide) as decisions:
+    def decide(_: Connection, number: int) -> object:
+        request = decision_service_pb2.DecideRequest(placement="home", identifiers=user(f"visitor{number}"))
+        return client.decide(request)
+
+    with Client(service.address) as client, Load().of(service.address, decide) as decisions:
         for replaced in (1, 2):
             before = {service.pid(name) for name in ("worker 1", "worker 2")}
             service.process.send_signal(signal.SIGHUP)
