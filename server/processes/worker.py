@@ -54,7 +54,7 @@ class Worker:
             lambda observe: {**read_table(engine, self._positions, left_behind, observe), **writes},
         )
         self._figures = Figures(self._face.metrics, plan.figures)
-        self._running: list[asyncio.Task[None]] = []
+        self.running: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Warm up, find the writer, listen, say SERVING."""
@@ -62,7 +62,7 @@ class Worker:
         self._engine.warm()
         self._engine.log_decisions(self._plan.number)
         create = asyncio.get_running_loop().create_task
-        self._running = [create(self._relay.run()), create(self._servings.run()), create(self._write_decisions())]
+        self.running = [create(self._relay.run()), create(self._servings.run()), create(self._write_decisions())]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._connected.wait(), CONNECT_S)
         await self._figures.start()
@@ -82,11 +82,11 @@ class Worker:
         await self._face.stop()
         try:
             await asyncio.wait_for(self._servings.write(), CONNECT_S)
-        except (TailorbirdError, TimeoutError) as error:
+        except Exception as error:  # whatever it is, this process ends now
             LOG.error("what was served last could not be written: %s", error)
-        for task in self._running:
+        for task in self.running:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*self.running, return_exceptions=True)
         await self._figures.stop()
 
     def _connect(self) -> None:
@@ -108,13 +108,13 @@ class Worker:
             await asyncio.to_thread(self._engine.flush)
 
 
-async def work(engine: Engine, plan: Plan) -> None:
-    """Serve until the supervisor says so or is gone."""
+async def work(engine: Engine, plan: Plan) -> int:
+    """Serve until the supervisor says so or is gone; return the exit code."""
     parent = Parent(plan.parent)
     worker = Worker(engine, plan, parent)
     try:
         await worker.start()
-        await parent.stopping.wait()
+        return 0 if await parent.until_told(worker.running) else 1
     finally:
         await worker.stop()
 
@@ -126,12 +126,11 @@ def main(arguments: list[str]) -> int:
     loop_factory = uvloop.new_event_loop if chosen(plan.options.transport)[0] == NATIVE else None
     try:
         with Engine.open(plan.data, read_only=True) as engine, asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(work(engine, plan))
+            return runner.run(work(engine, plan))
     except TailorbirdError as error:
         tell_failure(plan.parent, error)
         LOG.error("%s", error)
         return 1
-    return 0
 
 
 if __name__ == "__main__":
