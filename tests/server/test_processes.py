@@ -16,6 +16,7 @@ import pytest
 from tailorbird.engine import Engine
 from tailorbird.engine.decision_id import DecisionIds
 from tailorbird.engine.decision_log import list_segments, read_all
+from tailorbird.engine.decision_replay import replay_decisions
 from tailorbird.engine.errors import PreconditionFailed
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.server.keys import KeyFile, Scope
@@ -290,18 +291,26 @@ def test_workers_are_replaced_where_another_state_is_in_the_place_of_theirs(serv
         assert len(connections[0].decide().items) == 3
 
 
-def test_a_stop_finishes_what_was_taken(shop: Path) -> None:
+def test_a_stop_finishes_what_was_taken_and_what_was_decided_replays(shop: Path) -> None:
     acknowledged: list[int] = []
+    with running(shop) as service:
+        with Connection(service.address) as connection:
+            connection.put_items(ITEMS)
 
-    def write(connection: Connection, number: int) -> None:
-        if connection.ingest(order(f"m{number}", "u1")).outcomes[0].status == signal_service_pb2.SIGNAL_STATUS_APPLIED:
-            acknowledged.append(number)
+        def write(connection: Connection, number: int) -> None:
+            outcomes = connection.ingest(order(f"m{number}", "u1", f"item{number % ITEMS:03d}")).outcomes
+            if outcomes[0].status == signal_service_pb2.SIGNAL_STATUS_APPLIED:
+                acknowledged.append(number)
+            connection.decide(identifiers=user("u1"))
 
-    with running(shop) as service, Load().of(service.address, write):
-        assert service.stop() == 0
+        with Load().of(service.address, write):
+            assert service.stop() == 0
     with Engine.open(shop, read_only=True) as engine:
         (orders,) = engine.get_features("user_id", ["u1"]).column("orders")
         assert orders >= len(acknowledged) > 0
+    stored = list(read_all(shop / "decisions"))
+    assert len(stored) >= 30
+    assert [each for each in replay_decisions(shop, stored) if each.passed or each.difference] == []
 
 
 def test_processes_end_with_their_supervisor(shop: Path) -> None:
