@@ -301,7 +301,9 @@ def test_a_stop_finishes_what_was_taken_and_what_was_decided_replays(shop: Path)
             outcomes = connection.ingest(order(f"m{number}", "u1", f"item{number % ITEMS:03d}")).outcomes
             if outcomes[0].status == signal_service_pb2.SIGNAL_STATUS_APPLIED:
                 acknowledged.append(number)
-            connection.decide(identifiers=user("u1"))
+            connection.decide(
+                identifiers=user("u1"), timeout=2.0
+            )  # it waits for a service, of which there is none in the end
 
         with Load().of(service.address, write):
             assert service.stop() == 0
