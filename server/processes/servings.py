@@ -48,7 +48,9 @@ class ServingsRelay:
         # What is under way was taken before this was asked. All who wait for the next batch share it.
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._send_next())
-            self._next.add_done_callback(lambda sent: sent.cancelled() or sent.exception())  # though nobody waits any more
+            self._next.add_done_callback(
+                lambda sent: sent.cancelled() or sent.exception()
+            )  # though nobody waits any more
         return await asyncio.shield(self._next)
 
     async def _send_next(self) -> int:

@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.1, 10.0
 STEADY_S = 10.0  # a process that lived that long begins anew with the shortest wait
-KILL_S = 5.0  # beyond the grace time, after which a process that does not end is killed
+KILL_S = 30.0  # beyond the grace time, after which a process that does not end is killed
 
 
 @dataclass(slots=True, eq=False)
