@@ -7,7 +7,7 @@
 - `served_repeat_violations`: items served twice to one person who asks again and again over many connections, each time with
   the `served_position` of the answer before.
 - `rolling_restart_failed_calls`: of decisions and ingest while all workers are replaced one by one, again and again; calls are
-  repeated as the shipped client does.
+  made by the shipped client, which repeats them by its default policy.
 - `scaling_2_workers`: decisions a second of two workers over one; it takes a core for each and one for the load.
 """
 
@@ -21,7 +21,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import grpc
 import numpy as np
 
 from tailorbird.bench import workload
@@ -29,18 +28,17 @@ from tailorbird.bench.musts import Must
 from tailorbird.bench.service_load import BATCH_SIGNALS, DECIDE, INGEST
 from tailorbird.bench.service_subject import Calls, load, serving
 from tailorbird.bench.workload import WorkloadR
+from tailorbird.client import ChannelOptions, Client
 from tailorbird.engine import Engine
 from tailorbird.engine.errors import InternalError
 from tailorbird.server.messages.consent import choice_message
+from tailorbird.server.transport.choice import NATIVE, chosen
 from tailorbird.v1 import (
     decision_service_pb2,
-    decision_service_pb2_grpc,
     identity_pb2,
     profile_service_pb2,
-    profile_service_pb2_grpc,
     signal_pb2,
     signal_service_pb2,
-    signal_service_pb2_grpc,
 )
 
 METHOD = (
@@ -78,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, object]:
     """Return the measurements; see the module for each."""
+    chosen(NATIVE)  # The client is on the same kernel.
     if args.quick:
         args.people = args.items = 2_000
         args.blocks, args.seconds, args.orders, args.served, args.restarts = 3, 1.0, 200, 50, 5
@@ -154,15 +153,15 @@ def beside_ingest(address: str, size: WorkloadR, blocks: int, seconds: float) ->
 def visibility(address: str, size: WorkloadR, count: int) -> dict[str, object]:
     """Return how long after its acknowledgement an order is seen over another connection."""
     spent_s, acknowledged_s = [], []
-    with channel(address) as one, channel(address) as other:
-        ingest = signal_service_pb2_grpc.SignalServiceStub(one).Ingest
-        profile = profile_service_pb2_grpc.ProfileServiceStub(other).GetProfile
+    with client(address) as one, client(address) as other:
         for number in range(count):
             who = identifiers(f"new-{number}")
             began_s = time.monotonic()
-            answer = ingest(signal_service_pb2.IngestRequest(signals=[order(f"visible-{number}", who)]))
+            answer = one.ingest(signal_service_pb2.IngestRequest(signals=[order(f"visible-{number}", who)]))
             acknowledged = time.monotonic()
-            seen = profile(profile_service_pb2.GetProfileRequest(identifiers=who, min_position=answer.position))
+            seen = other.get_profile(
+                profile_service_pb2.GetProfileRequest(identifiers=who, min_position=answer.position)
+            )
             spent_s.append(time.monotonic() - acknowledged)
             acknowledged_s.append(acknowledged - began_s)
             if seen.bought_count != 1:
@@ -182,10 +181,7 @@ def repeats(address: str, size: WorkloadR, people: int) -> dict[str, object]:
     violations = served_count = 0
     spent_s = []
     with contextlib.ExitStack() as stack:
-        stubs = [
-            decision_service_pb2_grpc.DecisionServiceStub(stack.enter_context(channel(address)))
-            for _ in range(CONNECTIONS)
-        ]
+        clients = [stack.enter_context(client(address)) for _ in range(CONNECTIONS)]
         for person in range(people):
             who = [
                 identity_pb2.Identifier(namespace=name, value=value)
@@ -202,7 +198,7 @@ def repeats(address: str, size: WorkloadR, people: int) -> dict[str, object]:
                     served_acknowledgement=decision_service_pb2.SERVED_ACKNOWLEDGEMENT_WRITTEN,
                 )
                 began_s = time.monotonic()
-                answer = rng.choice(stubs).Decide(request)
+                answer = rng.choice(clients).decide(request)
                 spent_s.append(time.monotonic() - began_s)
                 if not answer.served_position:
                     raise InternalError("NOT_WRITTEN", f"expected a served_position, got {list(answer.degraded)}")
@@ -244,9 +240,9 @@ def scaling(directory: Path, size: WorkloadR, seconds: float) -> dict[str, objec
     }
 
 
-def channel(address: str) -> grpc.Channel:
-    """Return a channel on a connection of its own."""
-    return grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
+def client(address: str) -> Client:
+    """Return a client on a connection of its own."""
+    return Client(address, ChannelOptions(connections_max=1))
 
 
 def identifiers(user: str) -> list[identity_pb2.Identifier]:

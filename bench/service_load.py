@@ -14,13 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import cast
 
-import grpc
 import numpy as np
 
 from tailorbird.bench import workload
 from tailorbird.bench.rpc_subject import requests
 from tailorbird.bench.workload import WorkloadR
+from tailorbird.client import Channel, ChannelOptions
 from tailorbird.v1 import identity_pb2, signal_pb2, signal_service_pb2
 
 DECIDE, INGEST = "decide", "ingest"
@@ -30,12 +31,9 @@ BATCH_SIGNALS = 100
 BATCHES = 20
 TIMEOUT_S = 30.0
 LOOK_S = 0.005
-# As the shipped client repeats calls.
-ATTEMPTS_MAX, BACKOFF_S, BACKOFF_S_MAX = 6, 0.02, 1.0
 TAG = b"#" * 12
 
 Call = Callable[[bytes], bytes]
-Connect = Callable[[str], Call]
 
 
 class Pace:
@@ -118,25 +116,10 @@ def ingest_bodies(size: WorkloadR, seed: int) -> Callable[[], bytes]:
 
 
 def connected(address: str, path: str) -> Call:
-    """Return a method over a connection of its own, repeated where the service was not there."""
-    channel = grpc.insecure_channel(
-        address, [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
-    )
-    method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
-    rng = random.Random(path)
-
-    def call(body: bytes) -> bytes:
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return method(body, timeout=TIMEOUT_S)
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or attempt == ATTEMPTS_MAX:
-                    raise
-            time.sleep(rng.uniform(0.0, min(BACKOFF_S_MAX, BACKOFF_S * 2 ** (attempt - 1))))
-
-    return call
+    """Return a method over a connection of its own, repeated as the client does by default."""
+    channel = Channel(address, ChannelOptions(connections_max=1))
+    method = channel.unary_unary(path)
+    return lambda body: cast(bytes, method(body, timeout=TIMEOUT_S))
 
 
 def main(arguments: list[str]) -> int:

@@ -75,9 +75,9 @@ class RunningLoad:
 
     def kill(self) -> None:
         """End it without a word; idempotent."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        with self._process:  # which closes its pipes
+            if self._process.poll() is None:
+                self._process.kill()
 
 
 class Serving:
@@ -88,7 +88,8 @@ class Serving:
         command += ["--data", str(directory), "--listen", "127.0.0.1:0", "--workers", str(workers), *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self.address = self.wait_for(r"listening on (\S+),")[1]
 
     def _read(self) -> None:
@@ -113,6 +114,9 @@ class Serving:
         """Stop it."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(PATIENCE_S)
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 @contextlib.contextmanager

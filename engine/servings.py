@@ -124,6 +124,8 @@ class Servings:
         """Forget one serving, where there is no room for more."""
         self.waiting.drop()
         self.dropped_count += 1
+        if len(self._firsts) > len(self.waiting):
+            del self._firsts[next(iter(self._firsts))]
 
     def begin_batch(self) -> None:
         """Keep what is written from now on until the batch ends: it does not see it in the state."""

@@ -21,8 +21,8 @@ AGE_BUCKETS = (1.0, 10.0, 60.0, 600.0, 3_600.0, 6 * 3_600.0, 86_400.0, 2 * 86_40
 class TenantLabels:
     """The label `tenant`, there only where there are several."""
 
-    def __init__(self, tenants: Mapping[str, object]) -> None:
-        self.are_told = len(tenants) > 1
+    def __init__(self, are_told: bool) -> None:
+        self.are_told = are_told
 
     def names(self, *others: str) -> list[str]:
         """Return the names of labels, `others` behind the tenant's."""
@@ -36,8 +36,8 @@ class TenantLabels:
 class FeatureAges(Collector):
     """How old the values were that features were read as, by category of data. Of unknown ages nothing is counted."""
 
-    def __init__(self, tenants: Mapping[str, object]) -> None:
-        self._labels = TenantLabels(tenants)
+    def __init__(self, tenants: Mapping[str, object], labels: TenantLabels) -> None:
+        self._labels = labels
         self._limits = np.array(AGE_BUCKETS) * 1_000.0
         self._counts = {
             (tenant, category): np.zeros(len(AGE_BUCKETS) + 1, np.int64) for tenant in tenants for category in DataType
@@ -110,9 +110,9 @@ COUNTERS: tuple[Figure, ...] = (
 class EngineCollector(Collector):
     """Where each engine stands."""
 
-    def __init__(self, engines: Mapping[str, Engine]) -> None:
+    def __init__(self, engines: Mapping[str, Engine], labels: TenantLabels) -> None:
         self._engines = engines
-        self._labels = TenantLabels(engines)
+        self._labels = labels
 
     def collect(self) -> Iterator[Metric]:
         """Yield the figures."""
@@ -151,9 +151,9 @@ class EngineCollector(Collector):
 class WriterCollector(Collector):
     """What waits to be written, and for how long."""
 
-    def __init__(self, writers: Mapping[str, GroupWriter]) -> None:
+    def __init__(self, writers: Mapping[str, GroupWriter], labels: TenantLabels) -> None:
         self._writers = writers
-        self._labels = TenantLabels(writers)
+        self._labels = labels
 
     def collect(self) -> Iterator[Metric]:
         """Yield the figures."""

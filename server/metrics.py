@@ -92,16 +92,20 @@ class Metrics:
         engines: Engine | Mapping[str, Engine],
         readiness: Readiness = always_ready,
         writers: Mapping[str, GroupWriter] | None = None,
+        *,
+        tells_tenants: bool = False,
     ) -> None:
-        """`writers` are there in the process that writes."""
+        """`writers` are there in a process that writes. Tenants are told apart where there are several, here or, `tells_tenants`,
+        in other processes of the service."""
         named = engines if isinstance(engines, Mapping) else {"": engines}
+        labels = TenantLabels(tells_tenants or len(named) > 1)
         self.registry = CollectorRegistry()
-        self._calls = Calls(TenantLabels(named))
-        self.feature_ages = FeatureAges(named)
-        for collector in (EngineCollector(named), self.feature_ages, self._calls):
+        self._calls = Calls(labels)
+        self.feature_ages = FeatureAges(named, labels)
+        for collector in (EngineCollector(named, labels), self.feature_ages, self._calls):
             self.registry.register(collector)
         if writers is not None:
-            self.registry.register(WriterCollector(writers))
+            self.registry.register(WriterCollector(writers, labels))
         ProcessCollector(registry=self.registry)  # memory, processor time, open files; where there is a /proc
         self._endpoint = Endpoint(self.registry, readiness)
 

@@ -29,6 +29,9 @@ REASON_KEY = "tailorbird-reason"
 # A message travels percent-encoded in a header; clients refuse header lists above 8 KiB.
 MESSAGE_BYTES_MAX = 1_024
 DEADLINE_REASON = "DEADLINE_EXCEEDED"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+# When to ask again, by reason, where that is known: a writer that died is back in a second or two.
+PUSHBACK_MS = {"WRITER_GONE": 400}
 
 
 class Code(IntEnum):
@@ -58,7 +61,10 @@ class CallStatus:
 
     def trailers(self) -> tuple[tuple[str, str], ...]:
         """Return the trailing metadata."""
-        return ((REASON_KEY, self.reason),)
+        pushback_ms = PUSHBACK_MS.get(self.reason)
+        if pushback_ms is None:
+            return ((REASON_KEY, self.reason),)
+        return (REASON_KEY, self.reason), (PUSHBACK_KEY, str(pushback_ms))
 
 
 class CallFailed(Exception):

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from tailorbird.engine.errors import TailorbirdError
 from tailorbird.server.handlers.waiting import patience_s
 from tailorbird.server.lanes import INGEST
+from tailorbird.server.statuses import CallFailed
 from tailorbird.server.transport import CallContext, UnaryFunction
 
 LOG = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class LeftBehind:
 
     async def served_position(self, context: CallContext) -> int:
         """Wait until what was served is written; return its position, 0 where that fails or takes longer than the call has."""
-        with contextlib.suppress(TailorbirdError, TimeoutError):
+        with contextlib.suppress(TailorbirdError, CallFailed, TimeoutError):
             return await asyncio.wait_for(self._write_servings(), patience_s(context))
         return 0
 
@@ -47,7 +48,7 @@ class LeftBehind:
     async def _write_events(self, request: bytes, context: CallContext) -> None:
         try:
             await self._ingest(request, CallContext(method=INGEST, peer=context.peer))
-        except TailorbirdError as error:
+        except (TailorbirdError, CallFailed) as error:
             self._drop(str(error))
 
     def _drop(self, why: str) -> None:

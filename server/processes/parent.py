@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
+from collections.abc import Iterable
 
 import msgspec
 
 from tailorbird.engine.errors import TailorbirdError
 from tailorbird.server.processes.frames import pack_error
+
+LOG = logging.getLogger(__name__)
 
 BYTES_MAX = 64 * 1024
 
@@ -45,6 +49,15 @@ class Parent:
     def _ended(self) -> None:
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         self.stopping.set()
+
+    async def until_told(self, tasks: Iterable[asyncio.Task[None]]) -> bool:
+        """Wait until this process is to end; return False where a task that it cannot do without ended before that."""
+        stopping = asyncio.create_task(self.stopping.wait())
+        done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        for task in done - {stopping}:
+            LOG.error("a task ended, and this process with it", exc_info=None if task.cancelled() else task.exception())
+        return stopping in done
 
     def tell(self, report: Report) -> None:
         """Tell the supervisor, if it is still there."""

@@ -9,7 +9,6 @@ import logging
 import msgspec
 
 from tailorbird.engine import Engine
-from tailorbird.engine.errors import TailorbirdError
 from tailorbird.server.processes.frames import POSITION
 from tailorbird.server.processes.intake import SERVINGS
 from tailorbird.server.processes.relay import Relay
@@ -40,7 +39,7 @@ class ServingsRelay:
             if self._engine.servings_waiting_count and self._relay.is_connected:
                 try:
                     await self.write()
-                except TailorbirdError as error:
+                except Exception as error:  # also a bug of the writer: what was served waits
                     LOG.debug("servings were not written and wait: %s", error)
                     await asyncio.sleep(AGAIN_S)
 
@@ -49,11 +48,14 @@ class ServingsRelay:
         # What is under way was taken before this was asked. All who wait for the next batch share it.
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._send_next())
+            self._next.add_done_callback(
+                lambda sent: sent.cancelled() or sent.exception()
+            )  # though nobody waits any more
         return await asyncio.shield(self._next)
 
     async def _send_next(self) -> int:
         if self._under_way is not None:
-            with contextlib.suppress(TailorbirdError):
+            with contextlib.suppress(Exception):  # told to whoever waited for it
                 await self._under_way
         self._under_way, self._next = self._next, None
         taken = self._engine.take_servings()

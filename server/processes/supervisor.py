@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.1, 10.0
 STEADY_S = 10.0  # a process that lived that long begins anew with the shortest wait
-KILL_S = 5.0  # beyond the grace time, after which a process that does not end is killed
+KILL_S = 30.0  # beyond the grace time, after which a process that does not end is killed
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +70,10 @@ class Supervisor:
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; SIGHUP replaces the workers one by one. Raises what a process could not start for."""
+        options = self._options
+        metrics = ""
+        if options.metrics:
+            metrics = checked_address(options.metrics, insecure=options.insecure_listen, option="--metrics")
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -86,17 +90,11 @@ class Supervisor:
                 ready = await self._start()
                 if ready is None:
                     return
-                if self._options.metrics:
-                    stop_metrics = self._serve_metrics()
-                for line in who_may_call(ready.address, self._options, ready.asks_for_keys, ready.keyless_tenants):
+                if metrics:
+                    stop_metrics = self._serve_metrics(metrics)
+                for line in who_may_call(ready.address, options, ready.asks_for_keys, ready.keyless_tenants):
                     self._announce(line)
-                keeping = [loop.create_task(self._keep(place)) for place in self._places]
-                replacing = loop.create_task(self._replace_when_asked())
-                await self._stopping.wait()
-                self._announce("stopping: calls in flight finish first")
-                for task in (*keeping, replacing):
-                    task.cancel()
-                await asyncio.gather(*keeping, replacing, return_exceptions=True)
+                await self._keep_all()
         finally:
             if stop_metrics is not None:
                 stop_metrics()
@@ -189,6 +187,19 @@ class Supervisor:
 
     # ---- keeping them running --------------------------------------------------------------------------------------
 
+    async def _keep_all(self) -> None:
+        """Keep all running until it is time to stop. Raises what only a bug of ours can be."""
+        create = asyncio.get_running_loop().create_task
+        keeping = {create(self._replace_when_asked()), *(create(self._keep(place)) for place in self._places)}
+        stopping = create(self._stopping.wait())
+        done, _ = await asyncio.wait([stopping, *keeping], return_when=asyncio.FIRST_COMPLETED)
+        self._announce("stopping: calls in flight finish first")
+        for task in keeping:
+            task.cancel()
+        await asyncio.gather(*keeping, return_exceptions=True)
+        for task in keeping & done:
+            task.result()
+
     async def _keep(self, place: _Place) -> None:
         """Start a process again whenever it has ended, later and later while it does not live long."""
         while True:
@@ -238,7 +249,7 @@ class Supervisor:
             former.stop()
             await self._ended(former)
 
-    def _serve_metrics(self) -> Callable[[], None]:
+    def _serve_metrics(self, address: str) -> Callable[[], None]:
         registry = CollectorRegistry()
         registry.register(
             GatheredFigures(
@@ -246,8 +257,6 @@ class Supervisor:
                 lambda: {place.name: place.restart_count for place in self._places},
             )
         )
-        options = self._options
-        address = checked_address(options.metrics, insecure=options.insecure_listen, option="--metrics")
         endpoint = Endpoint(registry, self._unreadiness)
         port = endpoint.start(address)
         self._announce(f"metrics at http://{address.rpartition(':')[0]}:{port}/metrics")

@@ -49,7 +49,7 @@ class Reader:
         self._positions = Positions(lambda: engine.position)
         self._relay = Relay(plan.relay(tenant), plan.options.limits, self._stands, self._connect)
         self._servings = ServingsRelay(engine, self._relay)
-        self._running: list[asyncio.Task[None]] = []
+        self.running: list[asyncio.Task[None]] = []
 
     def table(self, observe: Callable[[FeatureTable], None] | None) -> HandlerTable:
         """Return the API's handlers; `observe` is told of every table of features that is read."""
@@ -65,17 +65,17 @@ class Reader:
         self._engine.warm()
         self._engine.log_decisions(self._number)
         create = asyncio.get_running_loop().create_task
-        self._running = [create(self._relay.run()), create(self._servings.run()), create(self._write_decisions())]
+        self.running = [create(self._relay.run()), create(self._servings.run()), create(self._write_decisions())]
 
     async def stop(self) -> None:
         """Hand over what was served last."""
         try:
             await asyncio.wait_for(self._servings.write(), CONNECT_S)
-        except (TailorbirdError, TimeoutError) as error:
+        except Exception as error:  # whatever it is, this process ends now
             LOG.error("what was served last could not be written: %s", error)
-        for task in self._running:
+        for task in self.running:
             task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*self.running, return_exceptions=True)
 
     def _connect(self) -> None:
         self.connected.set()
@@ -130,6 +130,10 @@ class Worker:
             )
         )
 
+    def running(self) -> list[asyncio.Task[None]]:
+        """Return the tasks it cannot do without."""
+        return [task for reader in self._readers.values() for task in reader.running]
+
     async def stop(self) -> None:
         """Say NOT_SERVING, let calls in flight finish within the grace time, hand over what was served last."""
         await self._face.stop()
@@ -137,14 +141,14 @@ class Worker:
         await self._figures.stop()
 
 
-async def work(engines: Mapping[str, Engine], plan: Plan, watchers: Sequence[Begin]) -> None:
-    """Serve until the supervisor says so or is gone."""
+async def work(engines: Mapping[str, Engine], plan: Plan, watchers: Sequence[Begin]) -> int:
+    """Serve until the supervisor says so or is gone; return the exit code."""
     asyncio.get_running_loop().set_exception_handler(log_stray)
     parent = Parent(plan.parent)
     worker = Worker(engines, plan, parent, watchers)
     try:
         await worker.start()
-        await parent.stopping.wait()
+        return 0 if await parent.until_told(worker.running()) else 1
     finally:
         await worker.stop()
 
@@ -159,12 +163,11 @@ def main(arguments: list[str]) -> int:
             engines = {
                 tenant: stack.enter_context(Engine.open(data, read_only=True)) for tenant, data in plan.tenants.items()
             }
-            stack.enter_context(asyncio.Runner(loop_factory=loop_factory)).run(work(engines, plan, watchers))
+            return stack.enter_context(asyncio.Runner(loop_factory=loop_factory)).run(work(engines, plan, watchers))
         except TailorbirdError as error:
             tell_failure(plan.parent, error)
             LOG.error("the worker cannot work", exc_info=error)
             return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -36,26 +36,32 @@ async def write(engine: Engine, plan: Plan) -> int:
     asyncio.get_running_loop().set_exception_handler(log_stray)
     writer = GroupWriter(engine, limits)
     intake = Intake(engine, writer, write_table(engine, writer), limits)
-    metrics = Metrics(engine, writers={"": writer}) if plan.options.metrics else None
+    metrics = None
+    if plan.options.metrics:
+        tenant, several = plan.tenant, len(plan.tenants) > 1
+        metrics = Metrics({tenant: engine}, writers={tenant: writer}, tells_tenants=several)
     figures = Figures(metrics, plan.figures)
     upkeep = asyncio.create_task(Upkeep(engine, writer).run())
     await intake.start(plan.relay(plan.tenant))
     await figures.start()
     parent.tell(Report(kind="ready"))
-    while not parent.stopping.is_set() and not engine.writer.failed:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(parent.stopping.wait(), LOOK_S)
+    was_told = await parent.until_told([upkeep, asyncio.create_task(_until_failed(engine))])
     # Only a new start can tell what of the last group is durable, so a writer that failed makes room for one.
-    why = engine.writer.failure if engine.writer.failed else "it is stopping"
-    await intake.stop(0.0 if engine.writer.failed else limits.grace_s, why)
+    why = "it is stopping" if was_told else engine.writer.failure or "it has failed"
+    await intake.stop(limits.grace_s if was_told else 0.0, why)
     upkeep.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await upkeep
+    await asyncio.gather(upkeep, return_exceptions=True)
     await writer.close()
     await figures.stop()
-    if engine.writer.failed:
-        LOG.error("the writer stopped and is started anew: %s", why)
-    return int(engine.writer.failed)
+    if not was_told:
+        LOG.error("the writer stops and is to be started anew: %s", why)
+    return 0 if was_told else 1
+
+
+async def _until_failed(engine: Engine) -> None:
+    """Return when the engine's writer has stopped for good."""
+    while not engine.writer.failed:
+        await asyncio.sleep(LOOK_S)
 
 
 def main(arguments: list[str]) -> int:

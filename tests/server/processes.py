@@ -181,6 +181,7 @@ class Load:
                         call(connection, number)
                     except Exception as error:
                         self.failures.append(error)
+                        stopping.wait(0.05)  # whoever is refused leaves the machine to others
                     else:
                         with lock:
                             self.done_count += 1

@@ -26,7 +26,7 @@ from tailorbird.server.handlers import build_table
 from tailorbird.server.keys import LOOK_S, Gate, Key, KeyFile, Scope
 from tailorbird.server.serve import ServeOptions, Service
 from tailorbird.server.statuses import REASON_KEY
-from tailorbird.server.transport import CallContext, ServerStream, Unary
+from tailorbird.server.transport import CallContext, ServerLimits, ServerStream, Unary
 from tailorbird.server.transport.choice import GRPCIO, NATIVE, has_native
 from tailorbird.server.writer import GroupWriter
 from tests.server.conftest import Running, Serving, running_service
@@ -137,7 +137,7 @@ def api_paths(shop: Path) -> set[str]:
 
     async def built() -> set[str]:
         with Engine.open(shop) as engine:
-            writer = GroupWriter(engine, 1)
+            writer = GroupWriter(engine, ServerLimits())
             await writer.close()
             return set(build_table(engine, writer))
 
@@ -322,7 +322,7 @@ def test_with_keys_other_addresses_may_be_listened_on(shop: Path) -> None:
         with Engine.open(shop) as engine:
             service = Service(engine, ServeOptions(listen="0.0.0.0:0"))
             await asyncio.gather(*(writer.close() for writer in service._writers.values()))
-            return service.asks_for_keys
+            return service.face.asks_for_keys
 
     with pytest.raises(CallerError, match="LISTEN_NOT_LOOPBACK.*tailorbird keys create"):
         asyncio.run(listens())

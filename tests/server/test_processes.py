@@ -16,11 +16,12 @@ import pytest
 from tailorbird.engine import Engine
 from tailorbird.engine.decision_id import DecisionIds
 from tailorbird.engine.decision_log import list_segments, read_all
+from tailorbird.engine.decision_replay import replay_decisions
 from tailorbird.engine.errors import PreconditionFailed
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.server.keys import KeyFile, Scope
 from tailorbird.server.statuses import REASON_KEY
-from tailorbird.v1 import signal_service_pb2, signal_service_pb2_grpc
+from tailorbird.v1 import decision_service_pb2, signal_service_pb2, signal_service_pb2_grpc
 from tests.server.processes import COMMAND, PATIENCE_S, Connection, Load, Service, order, running, until, user
 
 # What is served is not served again for longer than a test takes.
@@ -38,6 +39,7 @@ placements:
     exclude: {bought: 365d, served: 1h}
 """
 ITEMS = 90
+REPLACED = "(the workers are replaced)"
 
 
 def new_shop(directory: Path) -> Path:
@@ -130,7 +132,7 @@ def test_what_one_worker_took_every_worker_sees_and_serves_once(service: Service
     figures = service.metrics()
     counts = [f'tailorbird_decisions_logged_total{{process="worker {number}"}} ' for number in (1, 2)]
     assert all(count in figures for count in counts)
-    assert 'tailorbird_lane_bytes{lane="live",process="writer"} 0.0' in figures
+    assert 'tailorbird_writes_waiting_bytes{lane="live",process="writer"} 0.0' in figures
     assert 'tailorbird_process_up{process="worker 2"} 1.0' in figures
     # Each worker logs in segments of its own; all are read as one log.
     ids = DecisionIds(IdentifierHasher((shared / "keys" / "identity").read_bytes()))
@@ -197,7 +199,7 @@ def test_events_of_a_decision_are_written_behind_its_answer(shop: Path) -> None:
     keys = KeyFile(shop)
     both, only = (keys.create(scopes, 1)[0] for scopes in ([*Scope], [Scope.DECIDE, Scope.PROFILE]))
     with running(shop) as service, Connection(service.address) as connection:
-        from tailorbird.v1 import decision_service_pb2, decision_service_pb2_grpc, profile_service_pb2
+        from tailorbird.v1 import decision_service_pb2_grpc, profile_service_pb2
 
         stub = decision_service_pb2_grpc.DecisionServiceStub(connection.channel)
         for who, key in (("u1", both), ("u2", only)):
@@ -259,36 +261,58 @@ def test_workers_that_are_killed_fail_only_the_calls_in_flight_on_them(service: 
 
 
 def test_workers_are_replaced_one_by_one_without_a_failed_call(service: Service) -> None:
-    def decide(connection: Connection, number: int) -> object:
-        while True:
-            try:
-                return decide_for(connection, number)
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    raise
+    pytest.importorskip("tailorbird.native.http2_client", reason="libnghttp2 was missing when the kernels were built")
+    from tailorbird.client import Client
 
-    with Load().of(service.address, decide) as decisions:
-        for replaced in (1, 2):
+    def decide(_: Connection, number: int) -> object:
+        request = decision_service_pb2.DecideRequest(placement="home", identifiers=user(f"visitor{number}"))
+        return client.decide(request)
+
+    with Client(service.address) as client, Load().of(service.address, decide) as decisions:
+        for _ in range(2):
+            replaced = len(service.said(REPLACED))
             before = {service.pid(name) for name in ("worker 1", "worker 2")}
             service.process.send_signal(signal.SIGHUP)
-            until(lambda: len(service.said("(the workers are replaced)")) == replaced)  # noqa: B023
+            until(lambda: len(service.said(REPLACED)) > replaced)  # noqa: B023
             assert not before & {service.pid(name) for name in ("worker 1", "worker 2")}
             decisions.more()
     assert decisions.failures == []
 
 
-def test_a_stop_finishes_what_was_taken(shop: Path) -> None:
+def test_workers_are_replaced_where_another_state_is_in_the_place_of_theirs(service: Service, shared: Path) -> None:
+    replaced = len(service.said(REPLACED))
+    (shared / "state").rename(shared / "state.lost")  # the log still has everything
+    service.kill("writer")
+    until(lambda: len(service.said(REPLACED)) > replaced)
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(Connection(service.address)) for _ in range(6)]
+        position = ingested(connections[0], "n1", "anew")
+        assert {orders_of(connection, "anew", position) for connection in connections} == {1.0}
+        assert len(connections[0].decide().items) == 3
+
+
+def test_a_stop_finishes_what_was_taken_and_what_was_decided_replays(shop: Path) -> None:
     acknowledged: list[int] = []
+    with running(shop) as service:
+        with Connection(service.address) as connection:
+            connection.put_items(ITEMS)
 
-    def write(connection: Connection, number: int) -> None:
-        if connection.ingest(order(f"m{number}", "u1")).outcomes[0].status == signal_service_pb2.SIGNAL_STATUS_APPLIED:
-            acknowledged.append(number)
+        def write(connection: Connection, number: int) -> None:
+            outcomes = connection.ingest(order(f"m{number}", "u1", f"item{number % ITEMS:03d}")).outcomes
+            if outcomes[0].status == signal_service_pb2.SIGNAL_STATUS_APPLIED:
+                acknowledged.append(number)
+            connection.decide(
+                identifiers=user("u1"), timeout=2.0
+            )  # it waits for a service, of which there is none in the end
 
-    with running(shop) as service, Load().of(service.address, write):
-        assert service.stop() == 0
+        with Load().of(service.address, write):
+            assert service.stop() == 0
     with Engine.open(shop, read_only=True) as engine:
         (orders,) = engine.get_features("user_id", ["u1"]).column("orders")
         assert orders >= len(acknowledged) > 0
+    stored = list(read_all(shop / "decisions"))
+    assert len(stored) >= 30
+    assert [each for each in replay_decisions(shop, stored) if each.passed or each.difference] == []
 
 
 def test_processes_end_with_their_supervisor(shop: Path) -> None:

@@ -67,7 +67,8 @@ class Ends:
             role=WRITER,
             name=WRITER,
             number=0,
-            data=engine.directory.root,
+            tenants={"default": engine.directory.root},
+            tenant="default",
             run=folder,
             options=ServeOptions(limits=LIMITS),
             parent=NO_DESCRIPTOR,
@@ -75,7 +76,9 @@ class Ends:
         self.child = Child(self.plan, lambda: None)
         self.stood: list[tuple[int, int]] = []
         self.connected = asyncio.Event()
-        self.relay = Relay(self.plan.relay, LIMITS, lambda *stands: self.stood.append(stands), self.connected.set)
+        self.relay = Relay(
+            self.plan.relay("default"), LIMITS, lambda *stands: self.stood.append(stands), self.connected.set
+        )
         self.servings = ServingsRelay(engine, self.relay)
 
     async def start(self) -> None:

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from tailorbird.engine import errors
-from tailorbird.server.statuses import MESSAGE_BYTES_MAX, REASON_KEY, Code, clipped, status_of
+from tailorbird.server.statuses import MESSAGE_BYTES_MAX, PUSHBACK_KEY, REASON_KEY, Code, clipped, status_of
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,10 @@ def test_what_the_caller_may_know_is_told(kind: type[errors.TailorbirdError], co
     status = status_of(kind("SOME_REASON", "expected x, got y"))
     assert (status.code, status.message, status.reason) == (code, "expected x, got y", "SOME_REASON")
     assert status.trailers() == ((REASON_KEY, "SOME_REASON"),)
+
+
+def test_a_writer_that_is_gone_is_to_be_asked_again_when_it_may_be_back() -> None:
+    assert status_of(errors.Unavailable("WRITER_GONE", "x")).trailers()[1:] == ((PUSHBACK_KEY, "400"),)
 
 
 @pytest.mark.parametrize(
