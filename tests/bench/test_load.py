@@ -15,7 +15,7 @@ pytest.importorskip("tailorbird.native.load", reason="libnghttp2 was missing whe
 from tailorbird.bench.load import UNIFORM, Generator, LoadPlan, due_ns, run_plan
 from tailorbird.bench.load_results import LoadResults
 from tailorbird.engine.errors import CallerError, InternalError, NotFound, ResourceExhausted
-from tailorbird.server.transport import CallContext, ServerLimits, Unary
+from tailorbird.server.transport import CallContext, ConnectionLimits, ServerLimits, Unary
 from tests.bench.known_servers import PATH, answer, handlers, scripted, target
 from tests.http2_frames import (
     DATA,
@@ -74,13 +74,23 @@ def test_so_many_calls_are_in_flight_as_asked_for() -> None:
 
 
 def test_the_peers_own_limit_of_streams_is_kept() -> None:
-    limits = ServerLimits(grace_s=0.1)
-    most = limits.connection.streams_max
-    with handlers({PATH: Unary(echo, prompt=True)}, limits) as port:
-        plan = LoadPlan(connections=1, streams=10_000, phases=((3_000.0, 0.2),), schedule=UNIFORM)
+    running, most = 0, 0
+
+    async def count(request: bytes, context: CallContext) -> bytes:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return b""
+
+    limits = ServerLimits(grace_s=0.1, connection=ConnectionLimits(streams_max=7))
+    with handlers({PATH: Unary(count)}, limits) as port:
+        plan = LoadPlan(connections=1, streams=10_000, phases=((3_000.0, 0.1),), schedule=UNIFORM, drain_s=LONG_S)
         done = run_plan(target(port), plan)
-    assert done.all_answered().statuses() == {"OK": 600}
-    assert most == 100
+    assert done.all_answered().statuses() == {"OK": 300}
+    assert most == 7
+    assert done.counters["held"] > 0
 
 
 def test_known_delays_are_told() -> None:
@@ -239,7 +249,7 @@ def test_an_ok_without_a_message_or_of_another_http_status_is_broken(odd: dict[s
 
 def test_a_peer_that_is_no_server_is_an_error() -> None:
     with scripted(lambda _: None) as port:
-        done = run_plan(target(port), calls(5, seconds=0.2, connections=1, drain_s=0.1))
+        done = run_plan(target(port), calls(5, seconds=0.2, connections=1, streams=1, drain_s=0.1))
     assert "OK" not in done.statuses()
     assert done.counters["failures"] >= 1
 
