@@ -158,6 +158,18 @@ def private_bytes() -> tuple[int, int]:
     return private, anonymous
 
 
+def mapped_bytes(directory: Path) -> int:
+    """Return how many private bytes of this process are pages of files below `directory`, from /proc."""
+    total, is_below, root = 0, False, f"{directory.resolve()}/"
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if not first.endswith(":"):  # the head of a mapping; its path comes last
+            is_below = root in rest
+        elif is_below and first in ("Private_Clean:", "Private_Dirty:"):
+            total += int(rest.split()[0]) * 1024
+    return total
+
+
 def written_bytes() -> int:
     """Return how many bytes this process has sent towards the disk so far, from /proc."""
     for line in Path("/proc/self/io").read_text().splitlines():

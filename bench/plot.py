@@ -50,8 +50,8 @@ class Chart:
         figure = Figure(figsize=(8, 5))
         axes = figure.add_subplot()
         across = [row[self.across] for row in self.rows]
-        for line, mark in self._marked():
-            axes.plot(across, [row[line] for row in self.rows], marker="." if mark == "o" else mark, label=line)
+        for line in self.lines:
+            axes.plot(across, [row[line] for row in self.rows], marker=".", label=line)
         axes.set(title=self.title, xlabel=self.across, yscale="log")
         axes.grid(visible=True, which="both", alpha=0.3)
         axes.legend()

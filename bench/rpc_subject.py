@@ -27,7 +27,7 @@ import uvloop
 
 from tailorbird.bench import workload
 from tailorbird.bench.load import Target
-from tailorbird.bench.measure import private_bytes
+from tailorbird.bench.measure import mapped_bytes, private_bytes
 from tailorbird.bench.servers import server_that_tells
 from tailorbird.bench.stages import encoded_request
 from tailorbird.bench.workload import AT, CONTEXT, WorkloadR
@@ -48,15 +48,15 @@ UnaryFunction = Callable[[bytes, CallContext], Coroutine[Any, Any, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What a server's process holds: its own pages and those of them that are no file's, in bytes; open descriptors, slots
-    of LMDB's reader table, live Python objects that the collector sees."""
+    """What a server's process holds: its own pages, those of them that are its state's files', and those that are no file's, in
+    bytes; open descriptors, slots of LMDB's reader table, live Python objects that the collector sees."""
 
     private_bytes: int
+    mapped_bytes: int
     anonymous_bytes: int
     descriptors: int
     reader_slots: int
     objects: int
-    processor_s: float
 
 
 class Subject:
@@ -136,11 +136,11 @@ def own_holdings(engine: Engine) -> Holdings:
     private, anonymous = private_bytes()
     return Holdings(
         private_bytes=private,
+        mapped_bytes=mapped_bytes(engine.directory.root),
         anonymous_bytes=anonymous,
         descriptors=len(os.listdir("/proc/self/fd")),
         reader_slots=engine._store.environment.info()["num_readers"],
         objects=len(gc.get_objects()),
-        processor_s=time.process_time(),
     )
 
 

@@ -158,13 +158,15 @@ static inline bool tb_load_is_over(tb_load *load) {
     }
     load->counters.elapsed_ns = load->now_ns - load->start_ns;
     if (!load->is_stopping) {
-        bool are_done = tb_load_is_open(load) ? load->next_due == plan->due_count : load->counters.started >= plan->calls_max;
-        load->is_stopping = load->counters.elapsed_ns >= plan->run_ns || are_done;
+        /* What was due in time begins, however late it is. */
+        if (tb_load_is_open(load))
+            load->is_stopping = load->next_due == plan->due_count || load->counters.elapsed_ns >= plan->run_ns + plan->drain_ns;
+        else
+            load->is_stopping = load->counters.started >= plan->calls_max || load->counters.elapsed_ns >= plan->run_ns;
     }
     if (!load->is_stopping)
         return false;
-    int64_t rest_ns = tb_load_is_open(load) || load->counters.elapsed_ns < plan->run_ns ? plan->run_ns : load->counters.elapsed_ns;
-    return load->in_flight == 0 || load->counters.elapsed_ns >= rest_ns + plan->drain_ns;
+    return load->in_flight == 0 || load->counters.elapsed_ns >= plan->run_ns + plan->drain_ns;
 }
 
 /* Run for `budget_ns`; true once it is over. */

@@ -24,6 +24,7 @@ BENCHES: dict[str, str] = {
     "rpc": "the transports against each other, Decide against an echo",
     "overload": "what a server gets done that is asked for too much, and how soon it recovers",
     "service": "the service as several processes: beside ingest, visibility, repeats, rolling restarts",
+    "soak": "whether anything grows, fails or leaks under load for a long time",
     "peers": "decisions against Feast and Vowpal Wabbit, the transport against C++ gRPC (needs `make bench-peers`)",
 }
 
@@ -46,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.bench != "all":
         results = _measure(arguments.bench, arguments, arguments.json)
-        return _check(arguments.bench, results) if getattr(arguments, "check", False) else 0
+        is_checked = getattr(arguments, "check", False) or getattr(_module(arguments.bench), "ALWAYS_CHECKED", False)
+        return _check(arguments.bench, results) if is_checked else 0
     for name in BENCHES:
         options = None
         if importlib.util.find_spec(f"tailorbird.bench.{name}") is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from tailorbird.native import http2
@@ -36,9 +37,13 @@ class Runner(Protocol):
 
 
 class Backlog:
-    """The queue, and what a call takes. `intake` is shared with the connections' sessions, which count calls into it."""
+    """The queue, and what a call takes. `intake` is shared with the connections' sessions, which count calls into it.
 
-    def __init__(self, limits: ServerLimits) -> None:
+    `clock` is steady, in seconds.
+    """
+
+    def __init__(self, limits: ServerLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         status = overloaded(limits)
         trailers = [(name.encode(), value.encode()) for name, value in status.trailers()]
         self.intake = http2.Intake(
@@ -51,13 +56,13 @@ class Backlog:
     def run(self, connection: Runner, event: tuple[Any, ...], read_s: float) -> None:
         """Begin a call now, or let it wait. `read_s` is when it was read, `event` is a CALL with its message."""
         if not self._queue:
-            now_s = time.monotonic()
+            now_s = self._clock()
             if now_s - self._ended_s > PAUSE_S:
                 self._until_s = now_s + SLICE_S
             if now_s < self._until_s:
                 self.intake.leave(len(event[5]))
                 connection.begin(event, read_s)
-                self._ended_s = time.monotonic()
+                self._ended_s = self._clock()
                 return
             self._began_s = now_s
             asyncio.get_running_loop().call_soon(self._run_slice)
@@ -66,7 +71,7 @@ class Backlog:
     def _run_slice(self) -> None:
         queue, intake = self._queue, self.intake
         touched: dict[Runner, None] = {}
-        self._until_s = until_s = time.monotonic() + SLICE_S
+        self._until_s = until_s = self._clock() + SLICE_S
         count = len(queue)
         try:
             while queue:
@@ -75,12 +80,12 @@ class Backlog:
                 if connection.waits(event[1]):
                     connection.begin(event, read_s)
                     touched[connection] = None
-                if time.monotonic() >= until_s:
+                if self._clock() >= until_s:
                     break
             for connection in touched:
                 connection.flush()
         finally:
-            self._ended_s = time.monotonic()
+            self._ended_s = self._clock()
             self._learn(count - len(queue))
             if queue:
                 asyncio.get_running_loop().call_soon(self._run_slice)

@@ -1,0 +1,127 @@
+"""Servers with known answers, on threads of their own: ours with any handlers, and one that sends what a script says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+
+from tailorbird.bench.load import Target
+from tailorbird.server.transport import HandlerTable, ServerLimits
+from tailorbird.server.transport.choice import NATIVE, make_server
+from tests.http2_frames import END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, Frame, block, data, frame, frames_of
+
+PATH = "/t.S/Known"
+START_S = 30.0
+# What a frame is answered by; None closes the connection.
+Script = Callable[[Frame], bytes | None]
+
+
+def target(port: int, *messages: bytes) -> Target:
+    return Target(port, [(PATH, message) for message in messages or (b"asked",)])
+
+
+@contextlib.contextmanager
+def running(serve: Callable[[asyncio.Event], Awaitable[int]]) -> Iterator[int]:
+    """Run `serve` on a thread's loop: it returns its port once it listens; the event is set when it is to end."""
+    ports: list[int] = []
+    ready = threading.Event()
+    loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def whole() -> None:
+        ending = asyncio.Event()
+        loops.append((asyncio.get_running_loop(), ending))
+        try:
+            ports.append(await serve(ending))
+        finally:
+            ready.set()
+        await ending.wait()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:  # type: ignore[arg-type]
+            await asyncio.wait([task], timeout=START_S)
+
+    thread = threading.Thread(target=asyncio.run, args=(whole(),), daemon=True)
+    thread.start()
+    try:
+        assert ready.wait(START_S)
+        assert ports, "the server did not start"
+        yield ports[0]
+    finally:
+        loop, ending = loops[0]
+        loop.call_soon_threadsafe(ending.set)
+        thread.join(START_S)
+        assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def handlers(table: HandlerTable, limits: ServerLimits | None = None) -> Iterator[int]:
+    """Serve handlers on the native transport; yield the port."""
+
+    async def serve(ending: asyncio.Event) -> int:
+        server, _ = make_server(NATIVE, table, limits or ServerLimits(grace_s=0.1))
+        port = await server.start("127.0.0.1:0")
+
+        async def stop() -> None:
+            await ending.wait()
+            await server.stop()
+
+        stopping = asyncio.get_running_loop().create_task(stop())
+        _KEPT.add(stopping)
+        stopping.add_done_callback(_KEPT.discard)
+        return port
+
+    with running(serve) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def scripted(script: Script) -> Iterator[int]:
+    """Serve a script: after our settings, each frame of the peer is answered by what it returns."""
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            writer.write(frame(SETTINGS))
+            received = b""
+            while more := await reader.read(1 << 16):
+                received += more
+                if not received.startswith(PREFACE[: len(received)]) and received.startswith(b"PRI"):
+                    raise AssertionError(received)
+                begun = received.removeprefix(PREFACE)
+                frames = frames_of(begun)
+                received = begun[sum(9 + len(each.payload) for each in frames) :]
+                for each in frames:
+                    answer = script(each)
+                    if answer is None:
+                        writer.transport.abort()
+                        return
+                    writer.write(answer)
+                await writer.drain()
+        writer.close()
+
+    async def serve(ending: asyncio.Event) -> int:
+        server = await asyncio.start_server(converse, "127.0.0.1", 0)
+
+        async def stop() -> None:
+            await ending.wait()
+            server.close()
+
+        stopping = asyncio.get_running_loop().create_task(stop())
+        _KEPT.add(stopping)
+        stopping.add_done_callback(_KEPT.discard)
+        port: int = server.sockets[0].getsockname()[1]
+        return port
+
+    with running(serve) as port:
+        yield port
+
+
+def answer(
+    stream_id: int, *trailers: tuple[str, str], message: bytes | None = b"\0\0\0\0\0", http: str = "200"
+) -> bytes:
+    """Return a whole answer: headers, a message or none, trailers."""
+    head = frame(HEADERS, END_HEADERS, stream_id, block((":status", http), ("content-type", "application/grpc")))
+    body = b"" if message is None else data(stream_id, message)
+    return head + body + frame(HEADERS, END_HEADERS | END_STREAM, stream_id, block(*trailers))
+
+
+_KEPT: set[asyncio.Task[None]] = set()
