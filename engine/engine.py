@@ -930,10 +930,10 @@ class Engine:
         with self._reading:
             return [encode_fact(fact) for fact in self._servings.take()] if len(self._servings.waiting) else []
 
-    def servings_written(self) -> None:
-        """What was taken stands in the state."""
+    def servings_written(self, position: int) -> None:
+        """What was taken stands in the state from `position` on, as `write_servings` returned it."""
         with self._reading:
-            self._servings.written()
+            self._servings.written(position)
 
     def servings_given_back(self) -> None:
         """What was taken was perhaps not written, and waits again."""

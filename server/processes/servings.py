@@ -66,6 +66,6 @@ class ServingsRelay:
         except BaseException:
             self._engine.servings_given_back()
             raise
-        self._engine.servings_written()
         position: int = POSITION.unpack(answer)[0]
+        self._engine.servings_written(position)
         return position
