@@ -50,7 +50,8 @@ MUSTS = (
 )
 # Connections and streams on each that make 16 in flight; connections of open loops.
 CONNECTIONS, STREAMS = 4, 4
-OPEN_CONNECTIONS, OPEN_STREAMS = 16, 100
+# Together fewer than the server lets wait: what a stall of the machine brings waits at the generator, and nothing is refused.
+OPEN_CONNECTIONS, OPEN_STREAMS = 16, 50
 OPEN_SHARE = 0.5
 
 

@@ -43,7 +43,7 @@ def require_plots() -> None:
 
 
 def _at_rate(generator: Generator, target: Target, rate: float, seconds: float) -> Row:
-    plan = LoadPlan(connections=16, streams=100, phases=((rate, seconds),))
+    plan = LoadPlan(connections=16, streams=50, phases=((rate, seconds),))
     done = generator.run(target, plan)
     quantiles = {name: done.quantile_us(quantile) for name, quantile in QUANTILES.items()}
     return {"rps": rate, **quantiles, "late": done.counters["late"] / done.counters["started"]}

@@ -87,7 +87,8 @@ class ConnectionLimits:
     """The bounds of each connection, and of their number. The native transport keeps them; grpcio has its own.
 
     Past a rate (`_per_s_max`) the peer is told ENHANCE_YOUR_CALM and its connection ends: `resets` are streams reset by
-    it or, for breaking rules, by us; `idle_frames` are frames that do nothing: empty data, priorities, unknown kinds.
+    it or, for breaking rules, by us (an honest caller resets what is past its deadline, up to `streams_max` at once);
+    `idle_frames` are frames that do nothing: empty data, priorities, unknown kinds.
     A request may have `headers_bytes_max` of headers as HTTP/2 weighs them (32 bytes each beside name and value).
     `window_bytes` may arrive on a stream beyond what its handler has taken, and `buffered_bytes_max` of unfinished
     requests on a connection. `drain_bytes` of a stream's answers wait before its handler does. A connection without
@@ -103,7 +104,7 @@ class ConnectionLimits:
     window_bytes: int = 256 * 1024
     buffered_bytes_max: int = 64 * 1024**2
     drain_bytes: int = 64 * 1024
-    resets_per_s_max: int = 200
+    resets_per_s_max: int = 1_000
     settings_per_s_max: int = 20
     pings_per_s_max: int = 100
     idle_frames_per_s_max: int = 200

@@ -9,6 +9,7 @@ a fraction of what it would cost. Why, and what it brings: docs/adr/0014-calls-w
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,11 +19,14 @@ from tailorbird.native import http2
 from tailorbird.server.statuses import CallStatus, Code
 from tailorbird.server.transport import ServerLimits
 
+LOG = logging.getLogger(__name__)
+
 SLICE_S = 0.001
 # Without a call for so long the loop has slept, and a slice begins anew.
 PAUSE_S = 0.0001
 # How many calls the mean time of one is taken over, the last half of them weighing most.
 MEAN_CALLS = 256
+TELL_S = 10.0
 NS_PER_S = 1_000_000_000
 
 
@@ -52,6 +56,7 @@ class Backlog:
         self._queue: deque[tuple[Runner, tuple[Any, ...], float]] = deque()
         self._until_s = self._ended_s = self._began_s = 0.0
         self._spent_s, self._spent_calls = 0.0, 0
+        self._told_count, self._told_s = 0, float("-inf")
 
     def run(self, connection: Runner, event: tuple[Any, ...], read_s: float) -> None:
         """Begin a call now, or let it wait. `read_s` is when it was read, `event` is a CALL with its message."""
@@ -67,6 +72,18 @@ class Backlog:
             self._began_s = now_s
             asyncio.get_running_loop().call_soon(self._run_slice)
         self._queue.append((connection, event, read_s))
+
+    def tell(self, now_s: float) -> None:
+        """Log that calls were refused, at most every `TELL_S`; called every so often."""
+        count = self.intake.refused_count
+        if count > self._told_count and now_s - self._told_s >= TELL_S:
+            LOG.warning(
+                "refused %d calls as too many, now %d wait; a call takes %.3g ms",
+                count - self._told_count,
+                self.intake.calls,
+                self.intake.call_ns / 1e6,
+            )
+            self._told_count, self._told_s = count, now_s
 
     def _run_slice(self) -> None:
         queue, intake = self._queue, self.intake

@@ -147,4 +147,5 @@ class NativeServer:
             now_s = time.monotonic()
             for connection in list(self._connections):
                 connection.check(now_s)
+            self.backlog.tell(now_s)
             await self._reload()

@@ -136,7 +136,7 @@ def test_bench_rpc_reports_every_figure_and_draws_its_sweep(
     assert all(sum(run["histogram_counts"]) > 0 for runs in raw.values() for run in runs)
     report = tmp_path / "rpc.json"
     write_report("rpc", results, report)
-    assert "histogram" not in capsys.readouterr().out
+    assert "histogram_counts" not in capsys.readouterr().out
     assert json.loads(report.read_text())["results"][RAW] == raw
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("tailorbird.native.http2", reason="libnghttp2 was missing wh
 from tailorbird.bench.load import LoadPlan, run_plan
 from tailorbird.native import http2
 from tailorbird.server.transport import CallContext, ServerLimits, Unary
-from tailorbird.server.transport.backlog import MEAN_CALLS, PAUSE_S, SLICE_S, Backlog
+from tailorbird.server.transport.backlog import MEAN_CALLS, PAUSE_S, SLICE_S, TELL_S, Backlog
 from tests.bench.known_servers import PATH, handlers, target
 from tests.http2_frames import HEADERS, data, frames_of, hello, message, request, unary
 from tests.native.test_http2 import LIMITS, METHODS
@@ -158,6 +158,19 @@ async def test_once_the_loop_has_slept_calls_begin_at_once_again() -> None:
     clock.now_s += 2 * PAUSE_S
     read(backlog, connection, 11, 13, 15)
     assert connection.begun[-3:] == [11, 13, 15]
+
+
+def test_refusals_are_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    backlog = Backlog(ServerLimits(waiting_calls_max=0))
+    session = http2.ServerSession(METHODS, backlog.intake, **LIMITS)
+    backlog.tell(0.0)
+    assert session.receive(hello() + unary(1, "/one", b"") + unary(3, "/one", b""), 0.0) == []
+    for now_s in (1.0, 2.0):
+        backlog.tell(now_s)
+    session.receive(unary(5, "/one", b""), 0.0)
+    backlog.tell(3.0)
+    backlog.tell(1.0 + TELL_S)
+    assert [record.args[0] for record in caplog.records if isinstance(record.args, tuple)] == [2, 1]
 
 
 def busy_session(calls_max: int, bytes_max: int, call_ns: int = 0) -> tuple[Any, Any]:
