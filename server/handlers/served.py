@@ -49,9 +49,9 @@ class LeftBehind:
         try:
             await self._ingest(request, CallContext(method=INGEST, peer=context.peer))
         except (TailorbirdError, CallFailed) as error:
-            self._drop(str(error))
+            self._drop(error)  # a text of it may repeat what was sent; the log names it
 
-    def _drop(self, why: str) -> None:
+    def _drop(self, why: str | Exception) -> None:
         self.events_dropped_count += 1
         if self.events_dropped_count.bit_count() == 1:  # 1, 2, 4, 8, ...: seldom enough to be read
             LOG.warning("events of %d decisions were not written, the last because %s", self.events_dropped_count, why)
