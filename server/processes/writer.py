@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import sys
 
 import uvloop
@@ -67,6 +68,7 @@ async def _until_failed(engine: Engine) -> None:
 def main(arguments: list[str]) -> int:
     """Run as the module's docstring says."""
     plan = read_plan(arguments)
+    supervisor = os.getppid()
     with contextlib.suppress(OSError):
         os.nice(NICE)
     lock = None if plan.lock == NO_DESCRIPTOR else plan.lock
@@ -82,6 +84,9 @@ def main(arguments: list[str]) -> int:
             tell_failure(plan.parent, error)
             LOG.error("the writer cannot work", exc_info=error)
             return 1
+        finally:
+            if os.getppid() != supervisor:  # It was killed, and nobody else is left to clear up.
+                shutil.rmtree(plan.run, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tailorbird.engine.decision_replay import replay_decisions
 from tailorbird.engine.errors import PreconditionFailed
 from tailorbird.engine.identifiers import IdentifierHasher
 from tailorbird.server.keys import KeyFile, Scope
+from tailorbird.server.processes.plan import read_plan
 from tailorbird.server.statuses import REASON_KEY
 from tailorbird.v1 import decision_service_pb2, signal_service_pb2, signal_service_pb2_grpc
 from tests.server.processes import COMMAND, PATIENCE_S, Connection, Load, Service, order, running, until, user
@@ -318,10 +319,14 @@ def test_a_stop_finishes_what_was_taken_and_what_was_decided_replays(shop: Path)
 def test_processes_end_with_their_supervisor(shop: Path) -> None:
     with running(shop, workers=1) as service:
         processes = [service.pid(name) for name in ("writer", "worker 1")]
+        run = read_plan(Path(f"/proc/{processes[0]}/cmdline").read_text().split("\0")[-3:]).run
+        assert run.stat().st_mode & 0o777 == 0o700
+        assert (run / "writer.sock").stat().st_mode & 0o777 == 0o600
         service.process.kill()
         service.process.wait()
     for process in processes:
         until(lambda: not Path(f"/proc/{process}").exists())  # noqa: B023
+    until(lambda: not run.exists())
 
     def opened() -> bool:
         with contextlib.suppress(PreconditionFailed), Engine.open(shop):
