@@ -15,7 +15,7 @@ import pytest
 
 from tailorbird.server.build_info import OPTIONAL_EXTENSIONS
 
-NEEDS_HTTP2 = tuple(f"tailorbird.server.transport.{name}" for name in ("call", "connection", "faults", "native"))
+NEEDS_HTTP2 = tuple(f"tailorbird.server.transport.{name}" for name in ("backlog", "call", "connection", "faults", "native"))
 ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.packaging
