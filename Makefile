@@ -70,7 +70,7 @@ debug-build: setup
 # The kernels' tests on that build.
 test-debug: debug-build
 	$(SANITIZED) -m pytest tests/native tests/engine/test_quick_decisions.py tests/engine/test_servings.py tests/engine/test_caps.py \
-		tests/server/test_wire_codec.py tests/server/test_signal_codec.py
+		tests/server/test_wire_codec.py tests/server/test_signal_codec.py tests/server/test_backlog.py tests/bench/test_load.py
 
 # Damaged messages for our codecs, protobuf's reading of them as the oracle; FUZZ="--seconds 600 --seed 7".
 fuzz: debug-build

@@ -28,7 +28,6 @@ from tailorbird.bench.load import Generator, LoadPlan, Target, cores
 from tailorbird.bench.load_results import LoadResults
 from tailorbird.bench.musts import Must
 from tailorbird.bench.report import RAW
-from tailorbird.bench.rpc_client import client_results
 from tailorbird.bench.rpc_subject import REQUESTS, requests, served
 from tailorbird.bench.workload import WorkloadR
 from tailorbird.engine.errors import InternalError
@@ -119,6 +118,8 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         args.people, args.items, args.blocks, args.seconds = 2_000, 2_000, 2, 1
     server_core, load_core = cores()
     chosen(NATIVE)
+    from tailorbird.bench.rpc_client import client_results  # built where the native transport is
+
     if args.plots is not None:
         rpc_sweep.require_plots()
     size = WorkloadR(args.people, args.items)

@@ -17,7 +17,8 @@ from tailorbird.server.build_info import OPTIONAL_EXTENSIONS
 
 NEEDS_HTTP2 = (
     "tailorbird.client",
-    *(f"tailorbird.server.transport.{name}" for name in ("call", "connection", "faults", "native")),
+    "tailorbird.bench.rpc_client",
+    *(f"tailorbird.server.transport.{name}" for name in ("backlog", "call", "connection", "faults", "native")),
 )
 ROOT = Path(__file__).resolve().parent.parent
 
