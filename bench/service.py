@@ -20,6 +20,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,7 +29,6 @@ from tailorbird.bench.musts import Must
 from tailorbird.bench.service_load import BATCH_SIGNALS, DECIDE, INGEST
 from tailorbird.bench.service_subject import Calls, load, serving
 from tailorbird.bench.workload import WorkloadR
-from tailorbird.client import ChannelOptions, Client
 from tailorbird.engine import Engine
 from tailorbird.engine.errors import InternalError
 from tailorbird.server.messages.consent import choice_message
@@ -40,6 +40,9 @@ from tailorbird.v1 import (
     signal_pb2,
     signal_service_pb2,
 )
+
+if TYPE_CHECKING:
+    from tailorbird.client import Client
 
 METHOD = (
     "the service by its own command on loopback, loads in processes of their own; decisions are due at a fixed rate and timed from "
@@ -242,6 +245,8 @@ def scaling(directory: Path, size: WorkloadR, seconds: float) -> dict[str, objec
 
 def client(address: str) -> Client:
     """Return a client on a connection of its own."""
+    from tailorbird.client import ChannelOptions, Client  # built where the native transport is
+
     return Client(address, ChannelOptions(connections_max=1))
 
 

@@ -21,7 +21,6 @@ import numpy as np
 from tailorbird.bench import workload
 from tailorbird.bench.rpc_subject import requests
 from tailorbird.bench.workload import WorkloadR
-from tailorbird.client import Channel, ChannelOptions
 from tailorbird.v1 import identity_pb2, signal_pb2, signal_service_pb2
 
 DECIDE, INGEST = "decide", "ingest"
@@ -117,6 +116,8 @@ def ingest_bodies(size: WorkloadR, seed: int) -> Callable[[], bytes]:
 
 def connected(address: str, path: str) -> Call:
     """Return a method over a connection of its own, repeated as the client does by default."""
+    from tailorbird.client import Channel, ChannelOptions  # built where the native transport is
+
     channel = Channel(address, ChannelOptions(connections_max=1))
     method = channel.unary_unary(path)
     return lambda body: cast(bytes, method(body, timeout=TIMEOUT_S))
