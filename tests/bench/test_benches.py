@@ -117,7 +117,8 @@ def test_bench_rpc_reports_every_figure_and_draws_its_sweep(
     results = rpc.run(options(rpc, *small, "--sweep", "--plots", str(tmp_path)))
     assert_positive(results, *rpc.RATIOS, *(case.name for case in rpc.CASES), "tail_over_echo_tail")
     assert_positive(results, *(f"{name}_{part}_us" for name in rpc.OPEN for part in ("p50", "p99", "p999")))
-    assert {must.name for must in rpc.MUSTS} <= set(rpc.RATIOS)
+    assert_positive(results, "client_p50_us", "grpcio_client_p50_us")
+    assert {must.name for must in rpc.MUSTS} <= {*rpc.RATIOS, "client_over_grpcio_client_p50"} <= set(results)
     for name in rpc.OPEN:
         for sweep, rows in (("by_rate", rpc_sweep.SHARES), ("by_in_flight", rpc_sweep.IN_FLIGHT)):
             measured = results[f"{name}_{sweep}"]

@@ -319,9 +319,10 @@ def test_a_stop_finishes_what_was_taken_and_what_was_decided_replays(shop: Path)
 def test_processes_end_with_their_supervisor(shop: Path) -> None:
     with running(shop, workers=1) as service:
         processes = [service.pid(name) for name in ("writer", "worker 1")]
-        run = read_plan(Path(f"/proc/{processes[0]}/cmdline").read_text().split("\0")[-3:]).run
+        plan = read_plan(Path(f"/proc/{processes[0]}/cmdline").read_text().split("\0")[-3:])
+        run, relay = plan.run, plan.relay(plan.tenant)
         assert run.stat().st_mode & 0o777 == 0o700
-        assert (run / "writer.sock").stat().st_mode & 0o777 == 0o600
+        assert relay.stat().st_mode & 0o777 == 0o600
         service.process.kill()
         service.process.wait()
     for process in processes:
