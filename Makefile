@@ -15,8 +15,8 @@ LISTING := $(VENV)/.tailorbird-files
 BUILD_REQUIRES := $(VENV)/.tailorbird-build-requires
 
 FOLDERS := protos engine native server bench
-PACKAGES := engine native server bench
-CODE := setup.py $(PACKAGES) tests
+PACKAGES := engine native server client bench
+CODE := setup.py engine native server bench tests
 # What must be generated or compiled again when it changes; Python files are linked, so an edit is seen at once.
 BUILT := setup.py pyproject.toml $(shell find protos native -name '*.proto' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 

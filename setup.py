@@ -37,7 +37,7 @@ CYTHON_TREE = Path("build/cython")
 NATIVE = Path("native")
 
 # The kernels that may be missing, and the libraries each is linked with.
-OPTIONAL = {"http2": ["nghttp2"], "http2_session": ["nghttp2"], "load": ["nghttp2"]}
+OPTIONAL = {name: ["nghttp2"] for name in ("http2", "http2_client", "http2_session", "load")}
 
 DEBUG = os.environ.get("TAILORBIRD_DEBUG_NATIVE") == "1"
 # The two builds never share generated C: the checks are in the C itself.

@@ -24,6 +24,7 @@ cdef extern from "messages.h" nogil:
 
 cdef enum:
     EVENT_CALL, EVENT_MESSAGE, EVENT_END, EVENT_RESET, EVENT_FAULT, EVENT_DRAINED, EVENT_PONG
+    EVENT_INITIAL, EVENT_DONE, EVENT_GOAWAY
 
 cdef enum:
     FAULT_NONE, FAULT_METHOD, FAULT_CONTENT_TYPE, FAULT_PATH, FAULT_HEADERS, FAULT_TIMEOUT, FAULT_METADATA
@@ -87,6 +88,7 @@ cdef class Stream:
     cdef size_t held_bytes         # received, and not yet given back to the peer's window
     cdef int untaken_count         # messages the handler has not taken
     cdef int encoding, fault
+    cdef int http_status           # of an answer; 0 before it came
     cdef size_t dropped_bytes
     cdef bint waits                # its fault is told at the end of the request
     cdef bint single, is_post, is_grpc, called, ended, is_head, is_plain

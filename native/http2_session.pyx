@@ -1,7 +1,7 @@
 """The part of an HTTP/2 session that both ends of a gRPC connection have in common, on libnghttp2.
 
 Messages out of DATA frames and into them, the windows, compression, metadata and libnghttp2's memory input and output.
-`http2` makes a server of it. Declared in `http2_session.pxd`, for Cython only.
+`http2` makes a server of it, `http2_client` a client. Declared in `http2_session.pxd`, for Cython only.
 """
 
 cimport cython

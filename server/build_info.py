@@ -12,7 +12,7 @@ from pathlib import Path
 
 import lmdb
 
-OPTIONAL_EXTENSIONS = frozenset({"http2", "http2_session", "load"})
+OPTIONAL_EXTENSIONS = frozenset({"http2", "http2_client", "http2_session", "load"})
 LIBRARIES = ("grpcio", "lmdb", "msgspec", "numpy", "protobuf", "uvloop", "xxhash")
 
 

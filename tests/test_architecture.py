@@ -16,7 +16,7 @@ PARTS = ("engine", "native", "server", "bench", "client", "v1")
 MAY_IMPORT = {
     "native": {"native"},
     "engine": {"engine", "native"},
-    "client": {"client", "v1"},
+    "client": {"client", "native", "v1"},
     "server": {"server", "engine", "native", "client", "v1"},
     "bench": set(PARTS),
 }

@@ -30,6 +30,8 @@ LOG = logging.getLogger(__name__)
 PULL_BYTES = 64 * 1024
 # How long a connection that ends may take to swallow its last bytes, and a peer to confirm that it knows of the end.
 LINGER_S = 2.0
+# The same of a peer that does not read while it has no calls, as blocking clients do: what it sends later it may repeat elsewhere.
+SILENT_S = 0.4
 NOT_HTTP2 = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\ncontent-type: text/plain\r\n\r\n"
     b"expected HTTP/2, got HTTP/1; this port serves gRPC, use a gRPC client\n"
@@ -86,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._drain_s: float | None = None
         self._aged_s: float | None = None
         self._has_refused = False
+        self._is_silent = False
         self._closing_s: float | None = None
         self._began_s = self._heard_s = self._busy_s = time.monotonic()
         self.session = http2.ServerSession(
@@ -319,6 +322,7 @@ class Connection(asyncio.Protocol):
             self.session.announce_end()
             self._ping(self._drain_s)
             self.flush()
+            self._check_in(SILENT_S)
 
     def give_up(self, status: CallStatus = STOPPING) -> None:
         """Tell the callers that wait why, and close."""
@@ -355,14 +359,16 @@ class Connection(asyncio.Protocol):
         if self.session.stream_count:
             self._busy_s = now_s
         if self._closing_s is not None:
-            if now_s - self._closing_s > LINGER_S:
+            if now_s - self._closing_s > (SILENT_S if self._is_silent else LINGER_S):
                 self.abort()
         elif self._aged_s is not None and now_s - self._aged_s > self._limits.age_grace_s:
             LOG.info("closing the connection of %s: calls still run age_grace_s after it was asked to end", self._peer)
             self.give_up(AGED)
         elif self._drain_s is not None and not self._has_refused:
-            if now_s - self._drain_s > LINGER_S:
+            if now_s - self._drain_s > (LINGER_S if self.session.stream_count else SILENT_S):
+                self._is_silent = True
                 self._refuse_new()
+                self._check_in(SILENT_S)
         elif now_s - self._heard_s > self._limits.keepalive_s + self._limits.keepalive_answer_s:
             LOG.info("closing the connection of %s: no sign of life", self._peer)
             self.abort()
@@ -374,6 +380,10 @@ class Connection(asyncio.Protocol):
             if self._aged_s is None:
                 self._aged_s = now_s
             self.drain()
+
+    def _check_in(self, wait_s: float) -> None:
+        """Look again a little after `wait_s`; what it finds by then may be nothing."""
+        self._loop.call_later(wait_s + 0.01, lambda: self.check(time.monotonic()))
 
     def _ping(self, now_s: float) -> None:
         self._ping_s = now_s
