@@ -21,7 +21,7 @@ from tailorbird.server.transport import ServerLimits
 
 LOG = logging.getLogger(__name__)
 
-SLICE_S = 0.001
+SLICE_S = 0.002
 # Without a call for so long the loop has slept, and a slice begins anew.
 PAUSE_S = 0.0001
 # What a slice begins before it is known what a call takes, and at least.
