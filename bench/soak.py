@@ -71,6 +71,9 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         closed = LoadPlan(seconds=min(5.0, seconds / 10))
         saturation = min(generator.run(decisions, closed).all_answered().rate() for _ in range(2))
         target = mixed(subject, size)
+        # As many calls at once as a stall of the machine may ever bring: what they take stays taken.
+        crowd = LoadPlan(connections=CONNECTIONS, streams=STREAMS, seconds=min(5.0, seconds / 10), drain_s=30.0)
+        generator.run(target, crowd).all_answered()
         runs, samples = soaked(generator, subject, target, SHARE * saturation, seconds)
     return {"method": METHOD, "people": size.people, "items": size.items, "saturation_rps": saturation} | figures(
         runs, samples, min(SETTLE_S, seconds / 2)

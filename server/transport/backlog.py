@@ -21,11 +21,13 @@ from tailorbird.server.transport import ServerLimits
 
 LOG = logging.getLogger(__name__)
 
-SLICE_S = 0.001
+SLICE_S = 0.002
 # Without a call for so long the loop has slept, and a slice begins anew.
 PAUSE_S = 0.0001
-# How many calls the mean time of one is taken over, the last half of them weighing most.
-MEAN_CALLS = 256
+# What a slice begins before it is known what a call takes, and at least.
+SLICE_CALLS, SLICE_CALLS_MIN = 100, 4
+# How many calls or seconds the mean time of a call is taken over, the last half of them weighing most.
+MEAN_CALLS, MEAN_S = 256, 0.05
 TELL_S = 10.0
 NS_PER_S = 1_000_000_000
 
@@ -56,6 +58,7 @@ class Backlog:
         self._queue: deque[tuple[Runner, tuple[Any, ...], float]] = deque()
         self._until_s = self._ended_s = self._began_s = 0.0
         self._spent_s, self._spent_calls = 0.0, 0
+        self._left = SLICE_CALLS
         self._told_count, self._told_s = 0, float("-inf")
 
     def run(self, connection: Runner, event: tuple[Any, ...], read_s: float) -> None:
@@ -63,8 +66,9 @@ class Backlog:
         if not self._queue:
             now_s = self._clock()
             if now_s - self._ended_s > PAUSE_S:
-                self._until_s = now_s + SLICE_S
-            if now_s < self._until_s:
+                self._begin_slice(now_s)
+            if now_s < self._until_s and self._left > 0:
+                self._left -= 1
                 self.intake.leave(len(event[5]))
                 connection.begin(event, read_s)
                 self._ended_s = self._clock()
@@ -88,7 +92,7 @@ class Backlog:
     def _run_slice(self) -> None:
         queue, intake = self._queue, self.intake
         touched: dict[Runner, None] = {}
-        self._until_s = until_s = self._clock() + SLICE_S
+        self._begin_slice(self._clock())
         count = len(queue)
         try:
             while queue:
@@ -97,7 +101,8 @@ class Backlog:
                 if connection.waits(event[1]):
                     connection.begin(event, read_s)
                     touched[connection] = None
-                if self._clock() >= until_s:
+                self._left -= 1
+                if self._left <= 0 or self._clock() >= self._until_s:
                     break
             for connection in touched:
                 connection.flush()
@@ -107,12 +112,18 @@ class Backlog:
             if queue:
                 asyncio.get_running_loop().call_soon(self._run_slice)
 
+    def _begin_slice(self, now_s: float) -> None:
+        # By number as well: a call that runs in a task has taken no time when it has begun.
+        call_s = self.intake.call_ns / NS_PER_S
+        self._until_s = now_s + SLICE_S
+        self._left = SLICE_CALLS if call_s == 0 else max(SLICE_CALLS_MIN, round(2 * SLICE_S / call_s))
+
     def _learn(self, call_count: int) -> None:
         """Take the time since the slice before, reading included, for what these calls took."""
         self._spent_s += self._ended_s - self._began_s
         self._spent_calls += call_count
         self._began_s = self._ended_s
-        if self._spent_calls >= MEAN_CALLS:
+        if self._spent_calls >= MEAN_CALLS or (self._spent_s >= MEAN_S and self._spent_calls):
             self.intake.call_ns = round(self._spent_s / self._spent_calls * NS_PER_S)
             self._spent_s, self._spent_calls = self._spent_s / 2, self._spent_calls // 2
 

@@ -53,8 +53,10 @@ class Call:
         if remaining_s is not None:
             self._timer = loop.call_later(remaining_s, self.end, DEADLINE)
 
-    async def answer_once(self, begin: Callable[[], Awaitable[bytes]]) -> None:
-        """Send the one answer of a call."""
+    async def answer_once(self, begin: Callable[[], Awaitable[bytes]], *, is_new: bool = True) -> None:
+        """Send the one answer of a call; `is_new` says that its handler has not begun yet."""
+        if is_new and self._is_late():
+            return
         try:
             message = await begin()
             if not self.is_over:
@@ -67,6 +69,8 @@ class Call:
 
     async def answer_each(self, begin: Callable[[], AsyncIterator[bytes]]) -> None:
         """Send every answer, waiting whenever the peer is slow to take them."""
+        if self._is_late():
+            return
         session = self._owner.session
         answers = begin()
         has_begun = False
@@ -129,6 +133,13 @@ class Call:
         self.is_over = True
         if self._task is not None:
             self._task.cancel()
+
+    def _is_late(self) -> bool:
+        """Tell whether the deadline went by while other tasks ran, and then the caller."""
+        if self._context.remaining_s() == 0.0:
+            self._fail(DEADLINE)
+            self.is_over = True
+        return self.is_over
 
     async def _wait(self) -> None:
         # A bidirectional handler may wait for requests and for room at once, in two tasks of its own: both look again.

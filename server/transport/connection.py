@@ -232,7 +232,7 @@ class Connection(asyncio.Protocol):
             else:
                 rest = answer
                 call = self._open(stream_id, context)
-                call.run(call.answer_once(lambda: rest), context.remaining_s())
+                call.run(call.answer_once(lambda: rest, is_new=False), context.remaining_s())
 
     def _open(self, stream_id: int, context: CallContext) -> Call:
         call = self._calls[stream_id] = Call(self, stream_id, context)
