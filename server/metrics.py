@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -17,16 +17,8 @@ from prometheus_client.registry import Collector
 from tailorbird.engine import Engine
 from tailorbird.server.endpoint import Endpoint, Readiness, always_ready
 from tailorbird.server.engine_metrics import EngineCollector, FeatureAges, TenantLabels, WriterCollector
-from tailorbird.server.statuses import code_of
-from tailorbird.server.transport import (
-    Bidirectional,
-    CallContext,
-    ClientStream,
-    Handler,
-    HandlerTable,
-    ServerStream,
-    Unary,
-)
+from tailorbird.server.transport import CallContext, HandlerTable
+from tailorbird.server.watching import Ended, Sizes, code_name, watched
 from tailorbird.server.writer import GroupWriter
 
 # Seconds: a decision is tens of microseconds, a write milliseconds, a large batch or a stream longer.
@@ -118,73 +110,18 @@ class Metrics:
         self._endpoint.close()
 
     def metered(self, table: HandlerTable) -> HandlerTable:
-        """Return the table with every call counted and timed."""
-        return {path: self._metered(path, handler) for path, handler in table.items()}
+        """Return the table with every call counted and timed; with one tenant every method is told from the start."""
+        if not self._calls.labels.are_told:
+            for path in table:
+                self._calls.of(path)
+        return watched(table, self._begin)
 
-    def _metered(self, path: str, handler: Handler) -> Handler:
-        # With one tenant the method's counter is found once; with several the call's own says whose it is, once it is let in.
-        counter = None if self._calls.labels.are_told else self._calls.of(path)
+    def _begin(self, context: CallContext) -> Ended:
+        began_s = time.perf_counter()
 
-        def ended(began_s: float, error: BaseException | None, context: CallContext) -> None:
-            calls = self._calls.of(path, context.tenant) if counter is None else counter
-            calls.end(time.perf_counter() - began_s, "OK" if error is None else code_of(error).name)
+        def ended(sizes: Sizes, error: BaseException | None) -> None:
+            # Whose call it is has been told by now, where it was let in.
+            calls = self._calls.of(context.method, context.tenant if self._calls.labels.are_told else "")
+            calls.end(time.perf_counter() - began_s, code_name(context, error))
 
-        match handler:
-            case Unary(unary, prompt):
-
-                async def metered_unary(request: bytes, context: CallContext) -> bytes:
-                    began_s = time.perf_counter()
-                    try:
-                        answer = await unary(request, context)
-                    except BaseException as error:
-                        ended(began_s, error, context)
-                        raise
-                    ended(began_s, None, context)
-                    return answer
-
-                return Unary(metered_unary, prompt)
-            case ClientStream(client_stream):
-
-                async def metered_client_stream(requests: AsyncIterator[bytes], context: CallContext) -> bytes:
-                    began_s = time.perf_counter()
-                    try:
-                        answer = await client_stream(requests, context)
-                    except BaseException as error:
-                        ended(began_s, error, context)
-                        raise
-                    ended(began_s, None, context)
-                    return answer
-
-                return ClientStream(metered_client_stream)
-            case ServerStream(server_stream):
-
-                async def metered_server_stream(request: bytes, context: CallContext) -> AsyncIterator[bytes]:
-                    async for answer in _until_its_end(server_stream(request, context), ended, context):
-                        yield answer
-
-                return ServerStream(metered_server_stream)
-            case Bidirectional(bidirectional):
-
-                async def metered_bidirectional(
-                    requests: AsyncIterator[bytes], context: CallContext
-                ) -> AsyncIterator[bytes]:
-                    async for answer in _until_its_end(bidirectional(requests, context), ended, context):
-                        yield answer
-
-                return Bidirectional(metered_bidirectional)
-
-
-async def _until_its_end(
-    answers: AsyncIterator[bytes],
-    ended: Callable[[float, BaseException | None, CallContext], None],
-    context: CallContext,
-) -> AsyncIterator[bytes]:
-    """Yield the answers of a stream; tell how it ended."""
-    began_s = time.perf_counter()
-    try:
-        async for answer in answers:
-            yield answer
-    except BaseException as error:
-        ended(began_s, None if isinstance(error, GeneratorExit) else error, context)
-        raise
-    ended(began_s, None, context)
+        return ended

@@ -1,4 +1,4 @@
-"""Watching calls from their beginning to their end, whatever their kind: what the access log and traces stand on."""
+"""Watching calls from their beginning to their end, whatever their kind: what metrics, the access log and traces stand on."""
 
 from __future__ import annotations
 

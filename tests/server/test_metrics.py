@@ -17,7 +17,10 @@ from tailorbird.server.metrics import Metrics
 from tailorbird.server.serve import ServeOptions, Service
 from tailorbird.server.transport import Bidirectional, CallContext, ClientStream, ServerStream, Unary
 
-CONTEXT = CallContext(method="/t.S/M", peer="test")
+
+def of(path: str) -> CallContext:
+    """Return the context of a call of a method."""
+    return CallContext(method=path, peer="test")
 
 
 @pytest.fixture
@@ -94,15 +97,15 @@ def test_every_kind_of_call_is_counted_by_how_it_ended(metrics: Metrics) -> None
     assert isinstance(both, Bidirectional)
 
     async def calls() -> None:
-        assert await one.function(b"x", CONTEXT) == b"x"
+        assert await one.function(b"x", of("/u")) == b"x"
         for request, error in ((b"bad", NotFound), (b"bug", ZeroDivisionError), (b"stop", asyncio.CancelledError)):
             with pytest.raises(error):
-                await one.function(request, CONTEXT)
-        assert await many.function(requests(), CONTEXT) == b"12"
-        assert [each async for each in out.function(b"ab", CONTEXT)] == [b"a", b"b"]
+                await one.function(request, of("/u"))
+        assert await many.function(requests(), of("/c")) == b"12"
+        assert [each async for each in out.function(b"ab", of("/s"))] == [b"a", b"b"]
         with pytest.raises(NotFound):
-            _ = [each async for each in out.function(b"a\0", CONTEXT)]
-        assert [each async for each in both.function(requests(), CONTEXT)] == [b"1", b"2"]
+            _ = [each async for each in out.function(b"a\0", of("/s"))]
+        assert [each async for each in both.function(requests(), of("/b"))] == [b"1", b"2"]
 
     asyncio.run(calls())
     found = scrape(metrics)
