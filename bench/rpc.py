@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,23 +141,11 @@ def run(args: argparse.Namespace) -> dict[str, object]:
             "blocks": args.blocks,
         }
         results |= measured.results()
-        with on_core(load_core):
-            results |= client_results(targets[CASES[4]], args.blocks)
+        results |= client_results(targets[CASES[4]], args.blocks)
         if args.sweep:
             open_targets = {name: targets[case] for name, case in OPEN.items()}
             results |= rpc_sweep.sweep(generator, open_targets, measured.saturation(), args.seconds, args.plots)
     return results
-
-
-@contextlib.contextmanager
-def on_core(core: int) -> Iterator[None]:
-    """Run this process on one core for a block; threads it has already keep theirs."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 class Measured:

@@ -1,6 +1,7 @@
 """Our Python client against grpcio's, on one native server: what a call costs a Python caller, messages written and read included.
 
-Both call the same echo from this process, one call at a time, in blocks that take turns; every call has another request.
+Both call the same echo from this process, one call at a time, in blocks that take turns; every call has another request. The
+process is not tied to a core, as callers are not: grpcio's threads may run beside each other.
 """
 
 from __future__ import annotations

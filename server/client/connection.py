@@ -14,7 +14,9 @@ from tailorbird.client.exchange import Exchange, Link, Outcome, Start
 from tailorbird.client.options import ChannelOptions
 from tailorbird.client.target import Target
 
-RECEIVE_BYTES = 256 * 1024
+RECEIVE_BYTES = 32 * 1024  # larger ones are mapped and unmapped by each call
+# A connection that was read a moment ago is taken to be as it was; where it is not, the call is tried again elsewhere.
+IDLE_S = 0.005
 DEADLINE = Outcome(4, "the deadline passed before the answer came")
 CANCELLED = Outcome(1, "the caller gave the call up")
 _IN, _OUT = select.POLLIN, select.POLLOUT
@@ -33,6 +35,8 @@ class Connection:
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
         self._has_reader = False
+        self._waiting_count = 0
+        self._heard_s = 0.0
         self._unsent = b""
         # What the one that reads must know of while it waits: a call given up, bytes the socket did not take.
         self._nudged, self._nudge = socket.socketpair()
@@ -58,7 +62,8 @@ class Connection:
         """Begin an attempt, or return None where the service takes no more calls here."""
         with self._lock:
             # A connection that was idle may have been told to end, or be asked for a sign of life.
-            if not self._has_reader and not self._link.in_flight and self._poll.poll(0):
+            is_idle = not (self._has_reader or self._link.in_flight)
+            if is_idle and time.monotonic() - self._heard_s > IDLE_S and self._poll.poll(0):
                 self._receive()
             if not self._link.is_open:
                 return None
@@ -106,14 +111,17 @@ class Connection:
                 if remaining_s is not None and remaining_s <= 0:
                     return False
                 if self._has_reader:
+                    self._waiting_count += 1
                     self._news.wait(remaining_s)
+                    self._waiting_count -= 1
                     continue
                 self._has_reader = True
                 try:
                     self._turn(remaining_s)
                 finally:
                     self._has_reader = False
-                    self._news.notify_all()
+                    if self._waiting_count:
+                        self._news.notify_all()
                     if self._link.is_lost:
                         self._close_sockets()
         return True
@@ -164,7 +172,8 @@ class Connection:
             if not data:
                 self._lose("the service closed the connection")
                 return
-            if not self._link.receive(data, time.monotonic()):
+            self._heard_s = time.monotonic()
+            if not self._link.receive(data, self._heard_s):
                 self._lose("")
                 return
             self._flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from grpc import StatusCode
 
@@ -25,8 +25,7 @@ _FAULTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an attempt ended. `is_unprocessed`: the service certainly did not begin it."""
 
     code: int
@@ -41,8 +40,7 @@ class Outcome:
         return CallError(self.code, self.details, self.initial, self.trailing)
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """What an attempt sends first. `deadline_s` is on the clock of `time.monotonic()`; `message` None: they follow."""
 
     path: bytes

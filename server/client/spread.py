@@ -26,6 +26,8 @@ def least_busy(connections: Sequence[C], count_max: int, opening_count: int) -> 
     takes no more calls is kept while calls run on it. With ties the longest unused comes first, for the chosen one moves to
     the end.
     """
+    if len(connections) == 1 and connections[0].is_open and not connections[0].in_flight:
+        return connections[0], list(connections), []
     ended = [connection for connection in connections if not (connection.is_open or connection.in_flight)]
     kept = [connection for connection in connections if connection.is_open or connection.in_flight]
     usable = [connection for connection in kept if connection.is_open]
