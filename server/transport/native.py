@@ -24,6 +24,8 @@ LOG = logging.getLogger(__name__)
 
 # The shortest of the times a connection is looked after is noticed at most a quarter late, and never more often than that.
 CHECK_S_MIN, CHECK_S_MAX = 0.02, 1.0
+# In which connections that were accepted just before the listeners closed become known, so that they are drained too.
+SETTLE_S = 0.01
 
 
 class NativeServer:
@@ -105,6 +107,7 @@ class NativeServer:
             each.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+        await asyncio.sleep(SETTLE_S)
         for connection in list(self._connections):
             connection.drain()
         if not await self._emptied(self.limits.grace_s):
@@ -124,6 +127,8 @@ class NativeServer:
         if len(self._connections) >= self.limits.connection.connections_max:
             return False
         self._connections.add(connection)
+        if self._stopping:  # It came as the listeners closed.
+            asyncio.get_running_loop().call_soon(connection.drain)
         return True
 
     def release(self, connection: Connection) -> None:
