@@ -130,8 +130,8 @@ class Engine:
         `config` is the path of a configuration, or, with a line break in it, its text; default is the directory's own
         `tailorbird.yaml`. Recovers from any crash: the log's torn tail is cut, a damaged state is rebuilt from the newest
         whole snapshot and the log. `lock` is a descriptor of `Directory.lock` that a parent process holds and has handed on.
-        Raises `ConfigurationError`; `PreconditionFailed` NO_DATA, DATA_VERSION, ALREADY_OPEN,
-        STATE_AHEAD_OF_LOG; `Damaged` DAMAGED_LOG, NO_WAY_BACK.
+        Raises `ConfigurationError`; `PreconditionFailed` NO_DATA, NO_STATE (read only), DATA_VERSION,
+        ALREADY_OPEN, STATE_AHEAD_OF_LOG; `Damaged` DAMAGED_LOG, NO_WAY_BACK.
         """
         directory = Directory(Path(path))
         if config is None:
@@ -188,6 +188,11 @@ class Engine:
         if log.torn_bytes:
             recovery.append(f"cut {log.torn_bytes} bytes of an unfinished group off the log's end")
         synced = configuration.state_sync == "commit"
+        if read_only and not directory.has_state():
+            raise PreconditionFailed(
+                "NO_STATE",
+                f"expected the state in {directory.state}, got none; the process that writes builds it, open it again then",
+            )
         if not read_only:
             if directory.boot_mark.exists() and directory.boot_mark.read_text() != _boot_id():
                 recovery.append("the machine stopped while state was written without syncs: state is not trusted")

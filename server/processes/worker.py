@@ -30,7 +30,7 @@ from tailorbird.server.transport.choice import NATIVE, chosen
 from tailorbird.server.upkeep import FLUSH_S
 from tailorbird.server.watching import Begin
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("tailorbird.server.processes.worker")  # run as `__main__`
 
 CONNECT_S = 2.0  # a worker that starts while the writer is down decides all the same
 
@@ -167,6 +167,9 @@ def main(arguments: list[str]) -> int:
         except TailorbirdError as error:
             tell_failure(plan.parent, error)
             LOG.error("the worker cannot work", exc_info=error)
+            return 1
+        except Exception as error:  # told while there still is a log without values
+            LOG.critical("an exception that nobody caught", exc_info=error)
             return 1
 
 

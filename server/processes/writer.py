@@ -24,7 +24,7 @@ from tailorbird.server.serve import log_stray
 from tailorbird.server.upkeep import Upkeep
 from tailorbird.server.writer import GroupWriter
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("tailorbird.server.processes.writer")  # run as `__main__`
 
 NICE = 10  # a decision goes before a write where they want one core
 LOOK_S = 0.1  # at whether the engine's writer has stopped for good
@@ -83,6 +83,9 @@ def main(arguments: list[str]) -> int:
         except TailorbirdError as error:
             tell_failure(plan.parent, error)
             LOG.error("the writer cannot work", exc_info=error)
+            return 1
+        except Exception as error:  # told while there still is a log without values
+            LOG.critical("an exception that nobody caught", exc_info=error)
             return 1
         finally:
             if os.getppid() != supervisor:  # It was killed, and nobody else is left to clear up.
