@@ -3,7 +3,8 @@
 The engine's clock runs an hour a second: in half a second what was served may be served again, so that answers stay full
 however often the same requests come round. The echoes answer with the bytes of a real Decide answer, made beforehand; one
 runs as soon as a call is there, the other in a task. Standard output begins with {"port"} in JSON; each line of standard
-input is answered by what the process holds (`Holdings`), and its end ends the server.
+input is answered by what the process holds (`Holdings`) once the connections that its peers ended are gone, and its end ends
+the server.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from tailorbird.server.writer import GroupWriter
 REQUESTS = {100: 10_000, 1_000: 2_000}
 K = 10
 CLOCK_SPEED = 3_600
+# A busy server sees the end of its connections late; what is open after so long was left open.
+QUIET_S, QUIET_CHECK_S = 20.0, 0.02
 DECIDE, INGEST = "/tailorbird.v1.DecisionService/Decide", "/tailorbird.v1.SignalService/Ingest"
 UnaryFunction = Callable[[bytes, CallContext], Coroutine[Any, Any, bytes]]
 
@@ -144,6 +147,22 @@ def own_holdings(engine: Engine) -> Holdings:
     )
 
 
+def socket_count() -> int:
+    """Return how many sockets this process has open."""
+    count = 0
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one the folder is listed through is closed by now
+            count += os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
+    return count
+
+
+async def quiet(idle_socket_count: int) -> None:
+    """Wait until no more sockets are open than of an idle server, for `QUIET_S` at most."""
+    ends_s = time.monotonic() + QUIET_S
+    while socket_count() > idle_socket_count and time.monotonic() < ends_s:
+        await asyncio.sleep(QUIET_CHECK_S)
+
+
 async def serve(transport: str, engine: Engine, size: WorkloadR) -> None:
     """Serve until standard input ends, which is when the parent is gone."""
     limits = ServerLimits()
@@ -154,8 +173,10 @@ async def serve(transport: str, engine: Engine, size: WorkloadR) -> None:
     port = await server.start("127.0.0.1:0")
     gc.collect()
     gc.freeze()
+    idle_socket_count = socket_count()
     print(json.dumps({"port": port}), flush=True)
     while await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline):
+        await quiet(idle_socket_count)
         print(json.dumps(asdict(own_holdings(engine))), flush=True)
     await server.stop()
     upkeep.cancel()

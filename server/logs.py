@@ -30,7 +30,7 @@ FIELD_CHARACTERS_MAX = 300
 FRAMES_MAX = 20
 FOLDERS_TOLD = 3  # of a source's path: where somebody's home is tells who they are
 # The same line again: so many in a window are written, the others counted in the next one that is.
-REPEATS_MAX = 50
+REPEATS_MAX = 10
 REPEATS_WINDOW_S = 10.0
 REPEATING_MAX = 1_000
 

@@ -1,7 +1,8 @@
-"""The service as several real processes, for tests: started by its command, watched by its log, its processes known by id."""
+"""The service as several real processes, for tests: started by its command, watched by its log, its processes known to the system."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -11,7 +12,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,9 +121,22 @@ class Service:
         """Return what the log says by a pattern of one group, oldest first."""
         return re.findall(pattern, self.log.read_text())
 
+    def pids(self, name: str) -> list[int]:
+        """Return the ids of the processes that have a place, oldest first: one that ends may be there beside its successor."""
+        supervisor = self.process.pid
+        started: list[tuple[int, int]] = []
+        for pid in Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                command = Path(f"/proc/{pid}/cmdline").read_text()
+                if f'"name":"{name}"' in command:
+                    # What follows the command in parentheses; the 22nd field of all is the time of the start.
+                    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                    started.append((int(fields[19]), int(pid)))
+        return [pid for _, pid in sorted(started)]
+
     def pid(self, name: str) -> int:
-        """Return the id of the process that has a place now."""
-        return int(self.said(rf"{name} is process (\d+)")[-1])
+        """Return the id of the process that has a place now, or of the one that has it next."""
+        return int(until(lambda: self.pids(name))[-1])
 
     def kill(self, name: str) -> None:
         """Kill a process and wait until another one has its place."""
@@ -143,7 +156,7 @@ class Service:
         return self.process.wait(PATIENCE_S)
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(directory: Path, *options: str, workers: int = 2, listen: str = "127.0.0.1:0") -> Iterator[Service]:
     """Run the service over a data directory until the block is left."""
     log = directory.parent / f"{directory.name}-{time.monotonic_ns()}.log"
@@ -167,7 +180,7 @@ class Load:
     done_count: int = 0
     failures: list[BaseException] = field(default_factory=list)
 
-    @contextmanager
+    @contextlib.contextmanager
     def of(self, address: str, call: Callable[[Connection, int], object], threads: int = 3) -> Iterator[Load]:
         """`call` gets a connection and a number that is not used twice."""
         stopping, lock, numbers = threading.Event(), threading.Lock(), iter(range(1 << 30))
