@@ -385,8 +385,7 @@ class Decider:
         """Return the encoded decision on an encoded request, its serving remembered; None where `decide` must be asked."""
         txn = self._begin()
         try:
-            quick = self._quick_at(txn)
-            return quick.decide(
+            return self._quick_at(txn).decide(
                 request,
                 txn.cursor(db=self.store.tables["people"]),
                 now,
@@ -421,6 +420,8 @@ class Decider:
         return None if found is None else self._quick_decision(request.placement, found[0], found[1], found[2][0].chain)
 
     def _quick_at(self, txn: lmdb.Transaction[bytes]) -> QuickDecider:
+        if txn.id() == self._quick_moment and self._quick is not None:
+            return self._quick
         self.evidence.follow(txn)
         if self._quick_moment != self.evidence.moment or self._quick is None:
             self._quick = self._quick_follow()
@@ -440,6 +441,7 @@ class Decider:
                 hasher.plain_person,
                 self.servings,
                 self._decision_id,
+                self.ids.loose_ids,
                 self._quick_context,
                 self._quick_reasons,
                 DecisionEncoder(tuple(Reason), TIERS),

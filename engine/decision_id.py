@@ -20,13 +20,13 @@ from typing import NamedTuple
 
 from tailorbird.engine.errors import CallerError
 from tailorbird.engine.identifiers import IdentifierHasher
+from tailorbird.native.signed_ids import CountedIds
 
 DECISION_ID = "decision_id"  # the property of a signal that is an outcome of a decision
 ID_CHARACTERS = 32
 NAME_BYTES = 13
 _BODY_BYTES = 1 + NAME_BYTES
 _PLACED = Struct("<BBHII2x")
-_LOOSE = Struct("<BQI1x")
 
 
 class IdKind(IntEnum):
@@ -37,7 +37,7 @@ class IdKind(IntEnum):
     LOOSE = 3
 
 
-_PLACED_KIND, _LOOSE_KIND = int(IdKind.PLACED), int(IdKind.LOOSE)  # an enumeration's attributes are slow
+_PLACED_KIND = int(IdKind.PLACED)  # an enumeration's attributes are slow
 
 
 class Place(NamedTuple):
@@ -56,7 +56,7 @@ class DecisionIds:
         self._sign = hasher.decision_signature
         self._signed = hasher.decision_signer.text
         self._message_key = hasher.message_key
-        self._count = secrets.randbits(32)
+        self.loose_ids = CountedIds(hasher.decision_signer, IdKind.LOOSE, secrets.randbits(32))
 
     def placed(self, place: Place) -> str:
         """Return the id of the decision at a place."""
@@ -72,8 +72,7 @@ class DecisionIds:
 
     def loose(self, at: int) -> str:
         """Return a new id of a decision that stands nowhere."""
-        self._count = (self._count + 1) & 0xFFFFFFFF
-        return self._signed(_LOOSE.pack(_LOOSE_KIND, at & 0xFFFFFFFFFFFFFFFF, self._count))
+        return self.loose_ids.next(at)
 
     def read(self, text: str) -> Place | bytes | None:
         """Return the place, the name, or None for what is not logged. Raises `CallerError` BAD_DECISION_ID."""

@@ -8,6 +8,7 @@ from tailorbird.native.anchors import PlainHasher
 from tailorbird.native.record import RecordLayout
 from tailorbird.native.scoring import ItemTable, Prior
 from tailorbird.native.servings import ServedLog
+from tailorbird.native.signed_ids import CountedIds
 from tailorbird.native.wire import DecisionEncoder
 
 class _Servings(Protocol):
@@ -72,6 +73,7 @@ class QuickDecider:
         person_hasher: PlainHasher,
         servings: _Servings,
         decision_id: Callable[[str, int], str],
+        loose_ids: CountedIds,
         context: Callable[[dict[str, str], int], QuickContext | None],
         reasons: Callable[[QuickContext, int], tuple[Any, ...]],
         encoder: DecisionEncoder,

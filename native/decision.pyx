@@ -23,6 +23,7 @@ from tailorbird.native.scoring cimport (
     tb_ranked, tb_ranking, tb_reason_code, tb_rules, tb_scores,
 )
 from tailorbird.native.servings cimport ServedLog, tb_served_newest, tb_served_prefetch, tb_served_prefetch_at
+from tailorbird.native.signed_ids cimport CountedIds
 from tailorbird.native.wire cimport Answered, Asked, DecisionEncoder, PAIRS_MAX, Pairs, Text, dict_of, str_of
 
 from tailorbird.native.record import RecordError
@@ -36,6 +37,9 @@ cdef enum:
     CAPS_MAX = 4
     RECENT_MAX = 128
     FRAGMENTS_MAX = 16
+    # What stands at a key of the table of people.
+    LINK_ROW = 0
+    HEAD_ROW = 1
     # Where the head of a stored person has its layout's version, how many fragments there are, and which one holds all.
     VERSION_AT = 4
     MEMBERS_AT = 6
@@ -127,7 +131,7 @@ cdef class QuickDecider:
     """Decides from what it was last given by `take_up` and `follow`. One decision at a time.
 
     `namespaces` are {name: (PlainHasher or None, priority)}, `person_hasher` makes the ids of people of their keys,
-    `decision_id(request_id, at)` those of decisions; `context(values, at)` gives the `QuickContext` of a context, None for one that
+    `decision_id(request_id, at)` those of decisions, `loose_ids` those of decisions that are neither named nor logged; `context(values, at)` gives the `QuickContext` of a context, None for one that
     is refused, `reasons(context, code)` what a reason code stands for. `encoder` must be its own: whoever is called back may let
     others encode meanwhile. Decisions are counted in `tier_counts__t`, int64 by tier from 1.
     """
@@ -135,6 +139,7 @@ cdef class QuickDecider:
     cdef dict namespaces
     cdef PlainHasher person_hasher
     cdef object decision_id, context_of, reasons_of
+    cdef CountedIds loose_ids
     cdef DecisionEncoder encoder
     cdef Asked asked
     cdef RecordView view
@@ -164,12 +169,12 @@ cdef class QuickDecider:
     cdef int64_t[::1] tier_counts__t  # by tier as in an answer, from 1
 
     def __cinit__(self, dict namespaces not None, PlainHasher person_hasher not None, servings not None, decision_id not None,
-                  context not None, reasons not None, DecisionEncoder encoder not None, int64_t[::1] tier_counts__t not None):
+                  CountedIds loose_ids not None, context not None, reasons not None, DecisionEncoder encoder not None, int64_t[::1] tier_counts__t not None):
         if tier_counts__t.shape[0] != TIER_COUNT + 1:
             raise ValueError(f"expected {TIER_COUNT + 1} counts, got {tier_counts__t.shape[0]}")
         self.tier_counts__t = tier_counts__t
         self.namespaces, self.person_hasher, self.servings = namespaces, person_hasher, servings
-        self.decision_id, self.context_of, self.reasons_of = decision_id, context, reasons
+        self.decision_id, self.loose_ids, self.context_of, self.reasons_of = decision_id, loose_ids, context, reasons
         self.asked, self.view = Asked.__new__(Asked), RecordView()
         self.encoder = encoder
         self.plans, self.contexts = {}, {}
@@ -275,7 +280,10 @@ cdef class QuickDecider:
         ranking.score_sum = ranking.estimate_sum = 0.0
         unknown = self.items._rank_ids(&evidence, &rules, candidates, k, heap, &ranking)
 
-        decision_id = self.decision_id(str_of(&asked.request_id) if asked.request_id.length else "", at)
+        if log is None and not asked.request_id.length:
+            decision_id = self.loose_ids._next(at)
+        else:
+            decision_id = self.decision_id(str_of(&asked.request_id), at)
         self._explain(context, &evidence, heap, &ranking, ranked)
         if ranking.kept == 0:
             answered.tier = 5
@@ -320,7 +328,9 @@ cdef class QuickDecider:
         cdef int64_t[16] priorities
         cdef Py_ssize_t i, best = -1, at_best = -1, length, members
         cdef PlainHasher hasher
-        cdef bytes key, row, best_person = None
+        cdef uint8_t[KEY_BYTES + 1] at  # a key and what stands there
+        cdef uint8_t[KEY_BYTES] named  # the person that an identifier is of
+        cdef bytes row, key
         cdef const uint8_t* data
         person.is_known = person.is_seen = False
         person.permitted = 0
@@ -336,28 +346,29 @@ cdef class QuickDecider:
         if given.count:  # Whoever has one identifier mostly has their state under it: both are far away, so ask for them early.
             self._prefetch_served(keys[0])
         for i in range(given.count):  # All that are known must be known as the same person.
-            key = PyBytes_FromStringAndSize(<const char*>keys[i], KEY_BYTES)
-            if not cursor.set_key(key + b"\0"):
+            memcpy(at, keys[i], KEY_BYTES)
+            at[KEY_BYTES] = LINK_ROW
+            if not cursor.set_key(PyBytes_FromStringAndSize(<const char*>at, KEY_BYTES + 1)):
                 continue
             row = cursor.value()
-            if PyBytes_GET_SIZE(row) < KEY_BYTES:
+            if PyBytes_GET_SIZE(row) < KEY_BYTES or (best >= 0 and memcmp(PyBytes_AS_STRING(row), named, KEY_BYTES) != 0):
                 return False
-            if best_person is not None and memcmp(PyBytes_AS_STRING(row), PyBytes_AS_STRING(best_person), KEY_BYTES) != 0:
-                return False
+            memcpy(named, PyBytes_AS_STRING(row), KEY_BYTES)
             if best < 0 or priorities[i] < priorities[best] or (
                     priorities[i] == priorities[best] and memcmp(keys[i], keys[best], KEY_BYTES) < 0):
                 best = i
             at_best = i
-            best_person = row[:KEY_BYTES]
         if best < 0:
             return True
-        if at_best == given.count - 1 and memcmp(keys[at_best], PyBytes_AS_STRING(best_person), KEY_BYTES) == 0:
+        memcpy(at, named, KEY_BYTES)
+        at[KEY_BYTES] = HEAD_ROW
+        if at_best == given.count - 1 and memcmp(keys[at_best], named, KEY_BYTES) == 0:
             if not cursor.next():  # A head stands behind the identifier it goes by.
                 return False
-        elif not cursor.set_key(best_person + b"\1"):
+        elif not cursor.set_key(PyBytes_FromStringAndSize(<const char*>at, KEY_BYTES + 1)):
             return False
         key, row = cursor.item()
-        if key != best_person + b"\1":
+        if PyBytes_GET_SIZE(key) != KEY_BYTES + 1 or memcmp(PyBytes_AS_STRING(key), at, KEY_BYTES + 1) != 0:
             return False
         data, length = <const uint8_t*>PyBytes_AS_STRING(row), PyBytes_GET_SIZE(row)
         if length < HOLDER_AT + KEY_BYTES or data[VERSION_AT] + 256 * data[VERSION_AT + 1] != self.layout.version:
@@ -367,7 +378,7 @@ cdef class QuickDecider:
             length -= KEY_BYTES * members
         if length < HOLDER_AT + KEY_BYTES:
             return False
-        memcpy(person.key, PyBytes_AS_STRING(best_person), KEY_BYTES)
+        memcpy(person.key, named, KEY_BYTES)
         memcpy(person.served, data + HOLDER_AT, KEY_BYTES)
         person.fragment_count = 1
         memcpy(person.fragments[0], person.served, KEY_BYTES)

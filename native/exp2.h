@@ -100,28 +100,8 @@ static inline double tb_exp2(double x) {
     return tb_exp2_within(x + shift) * tb_power_of_two((int64_t)-shift);
 }
 
-/* log2 x. NaN and x < 0 give NaN; 0 gives -infinity; infinity gives infinity. */
-static inline double tb_log2(double x) {
-    if (!(x > 0.0))
-        return x == 0.0 ? -HUGE_VAL : (double)NAN;
-    if (x > 0x1.fffffffffffffp1023)
-        return x;
-    int64_t e = 0;
-    if (x < 0x1p-1022) {
-        x *= 0x1p54;
-        e = -54;
-    }
-    uint64_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    /* Subtracting the bits of sqrt(1/2) makes the exponent field count whole octaves above it. */
-    uint64_t above = bits - UINT64_C(0x3fe6a09e667f3bcd);
-    int64_t octave = (int64_t)(above >> 52);
-    if (octave >= 2048) /* below sqrt(1/2): the subtraction borrowed */
-        octave -= 4096;
-    bits -= (uint64_t)octave << 52;
-    double m;
-    memcpy(&m, &bits, sizeof m);
-    e += octave;
+/* e + log2 m for m in [sqrt(1/2), sqrt(2)). */
+static inline __attribute__((always_inline)) double tb_log2_of(double e, double m) {
     double s = (m - 1.0) / (m + 1.0);
     double q = s * s;
     double tail = 0x1.1964ec6fc9491p-3;
@@ -135,7 +115,47 @@ static inline double tb_log2(double x) {
     tail = tail * q + 0x1.2776c50ef9bfep-1;
     tail = tail * q + 0x1.ec709dc3a03fdp-1;
     /* s * 2/ln2 is split off so that the result near x = 1 keeps full relative precision. */
-    return (double)e + (s * 0x1.71547652b82fep+1 + s * q * tail);
+    return e + (s * 0x1.71547652b82fep+1 + s * q * tail);
+}
+
+#define TB_ROOT_HALF_BITS UINT64_C(0x3fe6a09e667f3bcd) /* of sqrt(1/2): past them the exponent field counts whole octaves */
+
+/* tb_log2 of a normal x >= sqrt(1/2), bit for bit: no branches, so that a loop over many is done several at a time. */
+static inline __attribute__((always_inline)) double tb_log2_within(double x) {
+    const double magic = 0x1.8p52; /* its low bits take a whole number, and give it back as a double */
+    uint64_t bits, whole_bits;
+    double m, whole;
+    memcpy(&bits, &x, sizeof bits);
+    uint64_t octave = (bits - TB_ROOT_HALF_BITS) >> 52;
+    bits -= octave << 52;
+    whole_bits = octave + UINT64_C(0x4338000000000000);
+    memcpy(&m, &bits, sizeof m);
+    memcpy(&whole, &whole_bits, sizeof whole);
+    return tb_log2_of(whole - magic, m);
+}
+
+/* log2 x. NaN and x < 0 give NaN; 0 gives -infinity; infinity gives infinity. */
+static inline double tb_log2(double x) {
+    if (!(x > 0.0))
+        return x == 0.0 ? -HUGE_VAL : (double)NAN;
+    if (x > 0x1.fffffffffffffp1023)
+        return x;
+    int64_t e = 0;
+    if (x < 0x1p-1022) {
+        x *= 0x1p54;
+        e = -54;
+    }
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint64_t above = bits - TB_ROOT_HALF_BITS;
+    int64_t octave = (int64_t)(above >> 52);
+    if (octave >= 2048) /* below sqrt(1/2): the subtraction borrowed */
+        octave -= 4096;
+    bits -= (uint64_t)octave << 52;
+    double m;
+    memcpy(&m, &bits, sizeof m);
+    e += octave;
+    return tb_log2_of((double)e, m);
 }
 
 #endif

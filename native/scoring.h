@@ -324,10 +324,13 @@ TB_INLINE float tb_dot(const float *vector, const int16_t *mantissas, size_t wid
     return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
 }
 
-/* sign(x) ln(1 + |x|) */
-static inline double tb_signed_log1p(double x) {
-    double log = tb_log2(1.0 + (x < 0.0 ? -x : x)) / TB_LOG2_E;
-    return x < 0.0 ? -log : log;
+/* sign(x) ln(1 + |x|) of finite numbers, in place. */
+TB_WIDE TB_UNUSED static void tb_signed_log1p_many(float *values, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        double x = (double)values[i];
+        double log = tb_log2_within(1.0 + (x < 0.0 ? -x : x)) / TB_LOG2_E;
+        values[i] = (float)(x < 0.0 ? -log : log);
+    }
 }
 
 static inline double tb_clamp(double x, double low, double high) { return x < low ? low : x > high ? high : x; }

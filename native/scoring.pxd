@@ -112,7 +112,7 @@ cdef extern from "scoring.h" nogil:
     int tb_cell_set(tb_cell_slot* slots, uint64_t slot_mask, uint32_t item, double count)
     double tb_normaliser(const tb_ranking* ranking)
     uint32_t tb_reason_code(const tb_scores* scores, size_t i, double uniform, double notable)
-    double tb_signed_log1p(double x)
+    void tb_signed_log1p_many(float* values, size_t count)
     int16_t tb_quantise(const float* values, size_t count, int16_t* mantissas)
     void tb_score(const tb_evidence* evidence, const tb_items* items, const uint32_t* numbers, size_t count, tb_scores* scores)
     double tb_together_scale(const tb_evidence* evidence, const tb_items* items, const uint32_t* touched, size_t touched_count)

@@ -393,9 +393,9 @@ cdef class ItemTable:
         """Look ids up as `_fast` gives them; return how many are unknown."""
         cdef const char* texts[TB_LOOKUP_BATCH]
         cdef size_t lengths[TB_LOOKUP_BATCH]
-        cdef Py_ssize_t total = len(ids), unknown = 0, first, count
+        cdef Py_ssize_t total = len(ids), unknown = 0, first = 0, count
         cdef Ids given = ids if type(ids) is Ids else None
-        for first in range(0, total, TB_LOOKUP_BATCH):
+        while first < total:
             count = min(total - first, <Py_ssize_t>TB_LOOKUP_BATCH)
             if given is None:
                 _read_texts(ids, first, count, texts, lengths)
@@ -403,6 +403,7 @@ cdef class ItemTable:
             else:
                 unknown += tb_id_find_batch(self.slots, self.slot_mask, &self.items, given.texts + first, given.lengths + first,
                                             count, numbers + first)
+            first += count
         return unknown
 
     def set_counts(self, const uint32_t[::1] items not None, const double[::1] counts not None):
@@ -659,9 +660,8 @@ cdef class ItemTable:
         if count != self.dimension or self.dimension == 0:
             raise ValueError(f"expected a vector of {self.dimension} values, got {count}")
         for i in range(self.dimension):
-            if not isfinite(vector[i]):
-                self.vector[i] = 0.0
-            else:
-                self.vector[i] = <float>tb_signed_log1p(vector[i]) if logarithmic else vector[i]
+            self.vector[i] = vector[i] if isfinite(vector[i]) else 0.0
+        if logarithmic:
+            tb_signed_log1p_many(self.vector, count)
         evidence.vector = self.vector
         return 0

@@ -49,14 +49,35 @@ static inline uint8_t *tb_varint_write(uint8_t *at, uint64_t value) {
 
 static inline int tb_is_ascii(const char *text, size_t length) {
     uint64_t seen = 0, word;
-    while (length >= 8) {
-        memcpy(&word, text, 8);
+    if (length < 8)
+        for (size_t i = 0; i < length; i++) seen |= (uint8_t)text[i];
+    else {
+        for (size_t i = 0; i + 8 < length; i += 8) {
+            memcpy(&word, text + i, 8);
+            seen |= word;
+        }
+        memcpy(&word, text + length - 8, 8); /* overlaps the one before where it must */
         seen |= word;
-        text += 8;
-        length -= 8;
     }
-    for (; length > 0; length--) seen |= (uint8_t)*text++;
     return (seen & UINT64_C(0x8080808080808080)) == 0;
+}
+
+/* Reads fields `key` of ASCII texts shorter than 128 bytes, one behind the other, up to `room`, and moves *at behind them. Returns
+ * how many there were; what stops it is read in a general way. */
+static inline size_t tb_short_texts_read(const uint8_t **at, const uint8_t *end, uint8_t key, const char **texts, size_t *lengths,
+                                         size_t room) {
+    const uint8_t *next = *at;
+    size_t count = 0;
+    while (count < room && end - next >= 2 && next[0] == key) {
+        const char *text = (const char *)next + 2;
+        size_t length = next[1];
+        if (length >= 128 || length > (size_t)(end - next) - 2 || !tb_is_ascii(text, length)) break;
+        texts[count] = text;
+        lengths[count++] = length;
+        next += 2 + length;
+    }
+    *at = next;
+    return count;
 }
 
 #endif

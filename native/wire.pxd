@@ -9,6 +9,8 @@ cdef extern from "wire.h" nogil:
     size_t tb_varint_bytes(uint64_t value) noexcept
     uint8_t* tb_varint_write(uint8_t* at, uint64_t value) noexcept
     int tb_is_ascii(const char* text, size_t length) noexcept
+    size_t tb_short_texts_read(const uint8_t** at, const uint8_t* end, uint8_t key, const char** texts, size_t* lengths,
+                               size_t room) noexcept
 
 cdef enum:
     PAIRS_MAX = 16
@@ -51,7 +53,7 @@ cdef class Ids:
     cdef Py_ssize_t count
     cdef Py_ssize_t room
 
-    cdef int _add(self, const char* text, size_t length) except -1
+    cdef int _make_room(self) except -1
 
 
 cdef class Asked:

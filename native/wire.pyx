@@ -37,7 +37,8 @@ cdef class Ids:
         free(<void*>self.texts)
         free(self.lengths)
 
-    cdef int _add(self, const char* text, size_t length) except -1:
+    cdef int _make_room(self) except -1:
+        """Have room for one more."""
         cdef void* grown
         if self.count == self.room:
             grown = realloc(<void*>self.texts, (2 * self.room + 128) * sizeof(char*))
@@ -49,8 +50,6 @@ cdef class Ids:
                 raise MemoryError()
             self.lengths = <size_t*>grown
             self.room = 2 * self.room + 128
-        self.texts[self.count], self.lengths[self.count] = text, length
-        self.count += 1
         return 0
 
     def __len__(self):
@@ -138,6 +137,7 @@ cdef class Asked:
         cdef uint64_t number
         cdef size_t length
         cdef uint8_t key
+        cdef Text candidate
         cdef Ids ids = self.ids
         if ids is None:
             ids = self.ids = Ids.__new__(Ids)
@@ -151,12 +151,15 @@ cdef class Asked:
             key = at[0]
             at += 1
             if key == CANDIDATE_IDS:
-                if not tb_length_read(&at, end, &length) or ids.count == candidates_max:
+                if ids.count == candidates_max:
                     return False
-                if not tb_is_ascii(<const char*>at, length) and not is_text(<const char*>at, length):
+                ids._make_room()
+                if not read_text(&at, end, &candidate):
                     return False
-                ids._add(<const char*>at, length)
-                at += length
+                ids.texts[ids.count], ids.lengths[ids.count] = candidate.at, candidate.length
+                ids.count += 1
+                ids.count += tb_short_texts_read(&at, end, CANDIDATE_IDS, ids.texts + ids.count, ids.lengths + ids.count,
+                                                 min(ids.room, candidates_max) - ids.count)
             elif key == IDENTIFIERS:
                 if not read_pair(&at, end, &self.identifiers):
                     return False

@@ -15,11 +15,13 @@ import pytest
 
 from tailorbird.engine import Engine, Item
 from tailorbird.engine.consent import parse_choice
+from tailorbird.engine.decision_id import IdKind
 from tailorbird.engine.decision_log import read_all
 from tailorbird.engine.decision_replay import replay_decisions
 from tailorbird.engine.errors import TailorbirdError
 from tailorbird.engine.requests import DecideRequest, Decision, Reason, Tier
 from tailorbird.engine.signals import Signal
+from tailorbird.native.signed_ids import CountedIds
 from tailorbird.server.messages.decisions import REASONS, TIERS, read_request, write_decision
 from tailorbird.v1 import decision_service_pb2 as api
 from tailorbird.v1 import identity_pb2, signal_pb2
@@ -93,7 +95,7 @@ class Pair:
         for engine in (self.quick, self.general):
             if self.is_logged:
                 engine.log_decisions()
-            engine._decider.ids._count = 0
+            engine._decider.ids.loose_ids = CountedIds(engine._decider.hasher.decision_signer, IdKind.LOOSE, 0)
         quickly = self.quick._decider.decide_quickly
 
         def counted(request: DecideRequest, now: int) -> Decision | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64encode
 from hashlib import blake2b
+from struct import pack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailorbird.native.signed_ids import IdSigner
+from tailorbird.native.signed_ids import CountedIds, IdSigner
 
 
 @given(
@@ -40,3 +41,11 @@ def test_what_cannot_sign_is_refused(key: bytes, person: bytes, count: int) -> N
 def test_a_body_of_another_length_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="expected an id"):
         IdSigner(b"key", b"", 1).text(b"x" * size)
+
+
+@given(at=st.integers(-(2**63), 2**63 - 1), first=st.integers(0, 2**32 - 1))
+def test_counted_ids_say_a_time_and_a_count(at: int, first: int) -> None:
+    signer = IdSigner(b"key", b"person", 10)
+    ids = CountedIds(signer, 3, first)
+    found = [ids.next(at) for _ in range(3)]
+    assert found == [signer.text(pack("<BqIx", 3, at, (first + i) % 2**32)) for i in range(3)]
