@@ -1,7 +1,7 @@
 """`tailorbird bench soak`: load for a long time, and nothing may grow, fail or leak.
 
-Decide of 100 candidates, and every 50th call an Ingest of one signal, in an open loop at 70 % of the decisions a closed loop got
-through at the start, while connections end and others are opened (each lives 2,000 calls). The server runs in its own process; every
+Decide of 100 candidates, and every 50th call an Ingest of one signal, in an open loop at 70 % of what a closed loop of the same
+calls got through at the start, while connections end and others are opened (each lives 2,000 calls). The server runs in its own process; every
 second it is asked what it holds. Ends non-zero when a call failed or a connection was lost, and when, from the second minute
 on (--quick: the second half), its memory grew by more than 1 MiB, or descriptors or slots of LMDB's reader table grew.
 
@@ -27,7 +27,7 @@ from tailorbird.server.transport.choice import NATIVE, chosen
 from tailorbird.v1 import identity_pb2, signal_pb2, signal_service_pb2
 
 METHOD = (
-    "open loop (Poisson) at 70 % of the closed loop's calls a second, 16 connections of 2,000 calls each, one server on one "
+    "open loop (Poisson) at 70 % of the calls a second of a closed loop, 16 connections of 2,000 calls each, one server on one "
     "core; growth is the median of the last tenth of the samples over that of the tenth behind the first minute"
 )
 SHARE = 0.7
@@ -67,10 +67,9 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     size = WorkloadR(args.people, args.items)
     seconds = args.minutes * 60
     with Generator(load_core) as generator, served(NATIVE, size, server_core) as subject:
-        decisions = subject.target("Decide", 100, requests(size, 100))
-        closed = LoadPlan(seconds=min(5.0, seconds / 10))
-        saturation = min(generator.run(decisions, closed).all_answered().rate() for _ in range(2))
         target = mixed(subject, size)
+        closed = LoadPlan(seconds=min(5.0, seconds / 10))
+        saturation = min(generator.run(target, closed).all_answered().rate() for _ in range(2))
         # As many calls at once as a stall of the machine may ever bring: what they take stays taken.
         crowd = LoadPlan(connections=CONNECTIONS, streams=STREAMS, seconds=min(5.0, seconds / 10), drain_s=30.0)
         generator.run(target, crowd).all_answered()

@@ -187,6 +187,7 @@ class State:
         self.txn: lmdb.Transaction[bytes]
         self.head = Head()
         self.layouts: Layouts | None = None
+        self._has_new_layouts = False
         self._clear()
 
     def _clear(self) -> None:
@@ -209,14 +210,16 @@ class State:
         """Open the write transaction and read where the state stands."""
         self.txn = self.store.begin(write=True)
         self.head = self.store.read_head(self.txn)
+        self._has_new_layouts = False
         if self.layouts is None:
             self.layouts = read_layouts(self.store, self.txn, self.head)
 
     def abort(self) -> None:
-        """Throw the transaction and everything cached away."""
+        """Throw the transaction and everything cached away, but a configuration that was in force before: reading one is slow."""
         self.txn.abort()
         self._clear()
-        self.layouts = None
+        if self._has_new_layouts:
+            self.layouts = None
 
     @property
     def compiled(self) -> CompiledConfiguration:
@@ -251,6 +254,7 @@ class State:
         ]
 
     def _use_layouts(self) -> None:
+        self._has_new_layouts = True
         self.layouts = read_layouts(self.store, self.txn, self.head)
         self._records.clear()
         self._members.clear()

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from tailorbird.engine import Engine, Signal
+from tailorbird.engine.compiled import CompiledConfiguration, compile_configuration
 from tailorbird.engine.consent import ConsentChoice
 from tailorbird.engine.errors import (
     CallerError,
@@ -537,6 +538,41 @@ def test_a_full_disk_loses_nothing_and_stops_nothing_else(
     assert views(engine) == 3.0
     engine.close()
     assert_replays_to_the_same(tmp_path)
+
+
+def test_a_configuration_that_could_not_be_written_is_not_in_force(
+    tmp_path: Path, disk: tuple[Engine, FullDisk]
+) -> None:
+    engine, full = disk
+    full.room = 0
+    with pytest.raises(ResourceExhausted, match="DISK_FULL"):
+        engine.configure(CONFIGURATION.replace("k: 3", "k: 1"))
+    full.room = None
+    engine.ingest([signal("b")])
+    assert engine.decide(placement="home", identifiers={"anonymous_id": "v1"}).configuration_version == 1
+    assert views(engine) == 2.0
+    engine.close()
+    assert_replays_to_the_same(tmp_path)
+
+
+def test_what_changes_nothing_does_not_read_the_configuration_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_shop(tmp_path) as engine:
+        engine.ingest([signal("a")])
+        engine.tick()
+        read: list[str] = []
+
+        def compiled(text: str, *rest: Any) -> CompiledConfiguration:
+            read.append(text)
+            return compile_configuration(text, *rest)
+
+        monkeypatch.setattr("tailorbird.engine.state.compile_configuration", compiled)
+        for _ in range(3):
+            assert engine.ingest([signal("a")]).outcomes[0].status == Status.DUPLICATE
+            engine.tick()
+        engine.ingest([signal("b")])
+        assert not read
 
 
 def test_a_sync_that_fails_stops_the_writer_for_good_and_decisions_go_on(
