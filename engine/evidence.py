@@ -93,6 +93,7 @@ class Evidence:
         self.touched: npt.NDArray[np.uint32] = np.zeros(0, np.uint32)
         self.over_all = Level(0.0, 0.0)
         self.scale = 1.0
+        self._strengths: dict[int, float] = {}  # by cell, of the counts followed
         self._orders_of = (-1, -1)
         self._chains: dict[tuple[str, ...], Chain] = {}
         self._popular: dict[int, npt.NDArray[np.uint32]] = {}
@@ -127,7 +128,7 @@ class Evidence:
         # Counts fade against the newest event, not the clock: where nothing more arrived, nothing more is known.
         statistics = self.statistics
         self.scale = statistics.scale(head.latest_event_time) if statistics.landmark else 1.0
-        self.over_all = Level(statistics.everything.total * self.scale, statistics.strength(statistics.everything))
+        self.over_all = Level(statistics.everything.total * self.scale, self._strength(statistics.everything))
         self._chains.clear()
         self.head, self.moment = head, txn.id()
         return head
@@ -159,6 +160,7 @@ class Evidence:
         behind = head.count_changes_end - self._counts_followed
         if behind == 0:
             return
+        self._strengths.clear()
         if self._counts_followed < 0 or behind >= CHANGES_KEPT or head.landmark != self.statistics.landmark:
             self.statistics = load_statistics(
                 self.store, txn, Statistics(self.layouts.current.configuration.statistics), head
@@ -254,7 +256,7 @@ class Evidence:
                     self.scale,
                     self.over_all.total,
                     self.over_all.strength,
-                    tuple((cell.table, cell.total * self.scale, self.statistics.strength(cell)) for cell in cells),
+                    tuple((cell.table, cell.total * self.scale, self._strength(cell)) for cell in cells),
                 ),
                 cells[-1].label if cells else "",
                 any(cell.total > 0.0 for cell in cells),
@@ -265,6 +267,13 @@ class Evidence:
                 self._chains.clear()
             self._chains[key] = chain
         return chain
+
+    def _strength(self, cell: Cell) -> float:
+        """Return how much evidence the parent of a cell is worth to it; it changes with the counts alone, not with every moment."""
+        strength = self._strengths.get(cell.key)
+        if strength is None:
+            strength = self._strengths[cell.key] = self.statistics.strength(cell)
+        return strength
 
     # Orders by popularity only find candidates, whose scores are always computed afresh: they may be a little behind.
 
