@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -478,6 +479,19 @@ def test_a_group_cut_off_by_a_crash_is_cut_and_told(tmp_path: Path, closed: Path
         engine.ingest([signal("c")])
         assert views(engine) == 3.0
     assert_replays_to_the_same(tmp_path)
+
+
+def test_whoever_only_reads_a_directory_whose_state_is_gone_is_told_to_wait(tmp_path: Path) -> None:
+    with open_shop(tmp_path) as engine:
+        engine.ingest([signal("a")])
+        state = engine.directory.state
+    shutil.rmtree(state)
+    with pytest.raises(PreconditionFailed, match=r"NO_STATE.*expected the state.*open it again"):
+        open_shop(tmp_path, read_only=True)
+    assert not state.exists()
+    open_shop(tmp_path).close()
+    with open_shop(tmp_path, read_only=True) as reader:
+        assert views(reader) == 1.0
 
 
 # ---- no room ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -396,3 +397,14 @@ def _ingest_until_refused(connection: Connection) -> None:
     """Ingest again and again: between a process's end and its connection's there is a moment."""
     while True:
         connection.ingest(order("g1", "gone"))
+
+
+def test_what_a_start_had_to_repair_is_in_the_log(shop: Path) -> None:
+    with running(shop, workers=1) as service, Connection(service.address) as connection:
+        connection.put_items(3)
+        connection.ingest(order("a", "pia"))
+        assert not service.said(r"applied (\d+) facts")
+    shutil.rmtree(shop / "state")
+    with running(shop, workers=1) as service, Connection(service.address) as connection:
+        assert service.said(r"applied (\d+) facts that the log had and the state had not")
+        assert connection.profile("pia").person_id
