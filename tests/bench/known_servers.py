@@ -14,7 +14,7 @@ from tests.http2_frames import END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTIN
 
 PATH = "/t.S/Known"
 START_S = 30.0
-CALM_TURNS = 10
+TURNS = 10
 # What a frame is answered by; None closes the connection.
 Script = Callable[[Frame], bytes | None]
 
@@ -23,9 +23,13 @@ def target(port: int, *messages: bytes) -> Target:
     return Target(port, [(PATH, message) for message in messages or (b"asked",)])
 
 
+# The port of a server that listens, and what ends it.
+Serving = tuple[int, Callable[[], Awaitable[None]]]
+
+
 @contextlib.contextmanager
-def running(serve: Callable[[asyncio.Event], Awaitable[int]]) -> Iterator[int]:
-    """Run `serve` on a thread's loop: it returns its port once it listens; the event is set when it is to end."""
+def running(serve: Callable[[], Awaitable[Serving]]) -> Iterator[int]:
+    """Run a server on a thread's loop until the block is left; yield its port."""
     ports: list[int] = []
     ready = threading.Event()
     loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
@@ -34,11 +38,18 @@ def running(serve: Callable[[asyncio.Event], Awaitable[int]]) -> Iterator[int]:
         ending = asyncio.Event()
         loops.append((asyncio.get_running_loop(), ending))
         try:
-            ports.append(await serve(ending))
+            port, stop = await serve()
+            ports.append(port)
         finally:
             ready.set()
         await ending.wait()
-        await _calm()
+        # Whoever connected last is taken first: asyncio leaves connections open that it accepted as their server closed.
+        await _turns()
+        await stop()
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            _, pending = await asyncio.wait(others, timeout=START_S)
+            assert not pending, pending
+        await _turns()
 
     thread = threading.Thread(target=asyncio.run, args=(whole(),), daemon=True)
     thread.start()
@@ -53,34 +64,19 @@ def running(serve: Callable[[asyncio.Event], Awaitable[int]]) -> Iterator[int]:
         assert not thread.is_alive()
 
 
-async def _calm() -> None:
-    """Wait until no other task has been there for `CALM_TURNS` turns: connections accepted last begin theirs a turn or two late."""
-    turn = 0
-    while turn < CALM_TURNS:
+async def _turns() -> None:
+    """Let the loop do what is ready, and what follows from that."""
+    for _ in range(TURNS):
         await asyncio.sleep(0)
-        turn += 1
-        if others := asyncio.all_tasks() - {asyncio.current_task()}:  # type: ignore[arg-type]
-            _, pending = await asyncio.wait(others, timeout=START_S)
-            assert not pending, pending
-            turn = 0
 
 
 @contextlib.contextmanager
 def handlers(table: HandlerTable, limits: ServerLimits | None = None) -> Iterator[int]:
     """Serve handlers on the native transport; yield the port."""
 
-    async def serve(ending: asyncio.Event) -> int:
+    async def serve() -> Serving:
         server, _ = make_server(NATIVE, table, limits or ServerLimits(grace_s=0.1))
-        port = await server.start("127.0.0.1:0")
-
-        async def stop() -> None:
-            await ending.wait()
-            await server.stop()
-
-        stopping = asyncio.get_running_loop().create_task(stop())
-        _KEPT.add(stopping)
-        stopping.add_done_callback(_KEPT.discard)
-        return port
+        return await server.start("127.0.0.1:0"), server.stop
 
     with running(serve) as port:
         yield port
@@ -110,18 +106,13 @@ def scripted(script: Script) -> Iterator[int]:
                 await writer.drain()
         writer.close()
 
-    async def serve(ending: asyncio.Event) -> int:
+    async def serve() -> Serving:
         server = await asyncio.start_server(converse, "127.0.0.1", 0)
 
         async def stop() -> None:
-            await ending.wait()
             server.close()
 
-        stopping = asyncio.get_running_loop().create_task(stop())
-        _KEPT.add(stopping)
-        stopping.add_done_callback(_KEPT.discard)
-        port: int = server.sockets[0].getsockname()[1]
-        return port
+        return server.sockets[0].getsockname()[1], stop
 
     with running(serve) as port:
         yield port
@@ -134,6 +125,3 @@ def answer(
     head = frame(HEADERS, END_HEADERS, stream_id, block((":status", http), ("content-type", "application/grpc")))
     body = b"" if message is None else data(stream_id, message)
     return head + body + frame(HEADERS, END_HEADERS | END_STREAM, stream_id, block(*trailers))
-
-
-_KEPT: set[asyncio.Task[None]] = set()
