@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.http2_frames import (
     CANCEL,
+    DATA,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
@@ -56,11 +57,11 @@ def headers(*pairs: tuple[str, str], end: bool = False, stream_id: int = 1) -> b
     return frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), stream_id, block(*pairs))
 
 
-def answer(payload: bytes, code: int = 0) -> bytes:
+def answer(payload: bytes, code: int = 0, stream_id: int = 1) -> bytes:
     return (
-        headers(*OK, ("x-a", "1"))
-        + data(1, message(payload))
-        + headers(("grpc-status", str(code)), ("x-b", "2"), end=True)
+        headers(*OK, ("x-a", "1"), stream_id=stream_id)
+        + data(stream_id, message(payload))
+        + headers(("grpc-status", str(code)), ("x-b", "2"), end=True, stream_id=stream_id)
     )
 
 
@@ -89,15 +90,43 @@ def test_events_are_the_same_however_the_bytes_are_cut(payload: bytes, cuts: lis
         ]
 
 
-@given(st.binary(max_size=400))
-@settings(max_examples=300)
+def kinds_sent(made: Any, stream_id: int) -> list[int]:
+    return [found.kind for found in frames_of(made.pull(1 << 20)) if found.stream_id == stream_id]
+
+
+# What HTTP/2 takes for frames, of any kind but SETTINGS, which may rightly keep a call waiting: any flags, the connection or the
+# call's stream.
+KINDS = st.sampled_from([kind for kind in range(10) if kind != SETTINGS])
+FRAMES = st.builds(frame, KINDS, st.integers(0, 255), st.integers(0, 1), st.binary(max_size=40))
+NOISE = st.binary(max_size=400) | st.lists(FRAMES, max_size=10).map(b"".join)
+
+
+@given(NOISE)
+@settings(max_examples=500)
 def test_nothing_from_the_wire_is_believed(noise: bytes) -> None:
+    """Whatever comes, a call's end is told once at most; then the session says goodbye, or begins another call."""
     made = begun()
-    try:
-        events_of(made, frame(SETTINGS) + noise)
+    events = events_of(made, frame(SETTINGS) + noise)
+    assert {event[1] for event in events if event[0] != http2_client.GOAWAY} <= {0, 1}
+    assert sum(event[0] == http2_client.DONE for event in events) <= 1
+    if made.can_request:
+        assert made.request(b"/t.S/M", [], None, b"more", single=True, last=True) == 3
+        assert kinds_sent(made, 3) == [HEADERS, DATA]
+    else:
+        assert GOAWAY in kinds_sent(made, 0) or http2_client.GOAWAY in {event[0] for event in events}
+
+
+@given(st.lists(FRAMES, max_size=10))
+@settings(max_examples=500)
+def test_after_any_frames_another_call_is_answered_or_the_session_ends(frames: list[bytes]) -> None:
+    made = begun()
+    events_of(made, frame(SETTINGS) + b"".join(frames))
+    if made.can_request:
+        made.request(b"/t.S/M", [], None, b"more", single=True, last=True)
         made.pull(1 << 20)
-    except http2_client.ProtocolError:
-        pass
+        events = events_of(made, answer(b"yes", stream_id=3))
+        ends = [event for event in events if event[:2] == (http2_client.DONE, 3)]
+        assert [event[7] for event in ends] == [b"yes"] or GOAWAY in kinds_sent(made, 0)
 
 
 def done(events: Events) -> tuple[Any, ...]:
