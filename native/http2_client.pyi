@@ -17,6 +17,8 @@ REFUSED_STREAM: int
 CANCEL: int
 PAIRS_MAX: int
 
+def timeout_text(remaining_s: float) -> bytes: ...
+
 @final
 class ClientSession:
     def __init__(

@@ -19,7 +19,8 @@ until there is room. The session does no I/O and keeps no clock; bounds are thos
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.math cimport ceil
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from tailorbird.native.http2_session cimport *
 from tailorbird.native.nghttp2 cimport *
 
@@ -38,6 +39,17 @@ PAIRS_MAX = 16
 cdef int NV_STATIC = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
 cdef int NV_NAMED = NGHTTP2_NV_FLAG_NO_COPY_NAME
 cdef size_t HEADER_OVERHEAD_BYTES = 32
+
+
+def timeout_text(double remaining_s):
+    """Return a grpc-timeout: at most 8 digits, rounded up to milliseconds, never less than one.
+
+    Calls that are given the same time then say so in the same bytes, which HTTP/2 sends as one reference.
+    """
+    cdef double milliseconds = max(1.0, ceil(remaining_s * 1e3))
+    if milliseconds < 1e8:
+        return b"%dm" % <int64_t> milliseconds
+    return b"%dS" % <int64_t> min(milliseconds / 1e3, 99_999_999.0)
 
 
 @cython.final

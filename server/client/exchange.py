@@ -12,6 +12,7 @@ from grpc import StatusCode
 from tailorbird.client.errors import CallError, Metadata
 from tailorbird.client.options import ChannelOptions
 from tailorbird.native import http2_client
+from tailorbird.native.http2_client import timeout_text
 
 PULL_BYTES = 256 * 1024
 
@@ -181,15 +182,6 @@ def outcome_of(event: tuple[object, ...]) -> Outcome:
     if http_status == 200:
         return Outcome(2, "expected a grpc-status behind the answer, got none")
     return Outcome(_HTTP.get(http_status, 2), f"expected HTTP status 200, got {http_status}")  # type: ignore[call-overload]
-
-
-def timeout_text(remaining_s: float) -> bytes:
-    """Return a grpc-timeout: at most 8 digits, rounded up, never less than a microsecond."""
-    microseconds = max(1, int(remaining_s * 1e6) + 1)
-    if microseconds < 100_000_000:
-        return b"%du" % microseconds
-    milliseconds = microseconds // 1_000
-    return b"%dm" % milliseconds if milliseconds < 100_000_000 else b"%dS" % min(milliseconds // 1_000, 99_999_999)
 
 
 def _wake(exchange: Exchange) -> None:
