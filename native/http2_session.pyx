@@ -5,6 +5,7 @@ Messages out of DATA frames and into them, the windows, compression, metadata an
 """
 
 cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, realloc
@@ -108,13 +109,14 @@ cdef class Session:
 
     # ---- what comes in -----------------------------------------------------------------------------------------------
 
-    def receive(self, const uint8_t[::1] data not None, double now_s):
+    def receive(self, data not None, double now_s):
         """Return the events in `data`, which came at `now_s` of any steady clock. Raises ProtocolError."""
+        cdef Py_buffer piece
         cdef ssize_t status
         self.now_s = now_s
-        if data.shape[0] == 0:
-            return []
-        status = nghttp2_session_mem_recv(self.session, &data[0], data.shape[0])
+        PyObject_GetBuffer(data, &piece, PyBUF_SIMPLE)
+        status = nghttp2_session_mem_recv(self.session, <const uint8_t*> piece.buf, piece.len)
+        PyBuffer_Release(&piece)
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
