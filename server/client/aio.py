@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Generic
 
 from tailorbird.client.aio_connection import AsyncConnection, News
-from tailorbird.client.channel import UNAVAILABLE, Answered, answered
+from tailorbird.client.channel import UNAVAILABLE, answered
 from tailorbird.client.connection import CANCELLED, DEADLINE, ConnectFailed
 from tailorbird.client.errors import Metadata
 from tailorbird.client.exchange import Exchange, Outcome, Start
@@ -60,7 +60,7 @@ class AsyncChannel(StubFaces):
             except ConnectFailed as error:
                 await self.again(attempts, Outcome(UNAVAILABLE, str(error), is_unprocessed=True))
                 continue
-            if connection.is_open:
+            if connection.link.is_open:
                 return connection, connection.begin(start)
 
     async def again(self, attempts: Attempts, outcome: Outcome) -> None:
@@ -128,14 +128,7 @@ class AsyncChannel(StubFaces):
 
 class _Callable(Generic[Q, A]):
     def __init__(self, channel: AsyncChannel, method: Method[Q, A]) -> None:
-        self._channel, self._method = channel, method
-
-    def _start(
-        self, request: bytes | None, metadata: Pairs | None, timeout: float | None, *, has_one_answer: bool
-    ) -> tuple[Start, Attempts]:
-        calls = self._channel.calls
-        start = calls.start(self._method, request, metadata, timeout, has_one_answer=has_one_answer)
-        return start, calls.attempts(start)
+        self._channel, self._calls, self._method = channel, channel.calls, method
 
 
 class AsyncUnaryCall(_Callable[Q, A]):
@@ -147,15 +140,17 @@ class AsyncUnaryCall(_Callable[Q, A]):
 
     async def with_call(
         self, request: Q, timeout: float | None = None, metadata: Pairs | None = None, **_: Any
-    ) -> tuple[A, Answered]:
+    ) -> tuple[A, Outcome]:
         """Return the answer and what came around it. Raises `CallError`."""
-        start, attempts = self._start(self._method.write(request), metadata, timeout, has_one_answer=True)
+        start, attempts = self._calls.start(
+            self._method, self._method.write(request), metadata, timeout, has_one_answer=True
+        )
         while True:
             connection, exchange = await self._channel.begin(start, attempts)
             outcome = await finished(connection, exchange, News(exchange), start.deadline_s)
             if outcome.code == 0 and outcome.message is not None:
-                self._channel.calls.budget.note(succeeded=True)
-                return self._method.read(outcome.message), Answered(outcome.initial, outcome.trailing)
+                self._calls.budget.note(succeeded=True)
+                return self._method.read(outcome.message), outcome
             await self._channel.again(attempts, answered(outcome))
 
 
@@ -166,7 +161,9 @@ class AsyncServerStreamCall(_Callable[Q, A]):
         self, request: Q, timeout: float | None = None, metadata: Pairs | None = None, **_: Any
     ) -> AsyncAnswers[A]:
         """Return the answers as they come. Iterating raises `CallError`."""
-        start, attempts = self._start(self._method.write(request), metadata, timeout, has_one_answer=False)
+        start, attempts = self._calls.start(
+            self._method, self._method.write(request), metadata, timeout, has_one_answer=False
+        )
         return AsyncAnswers(self._channel, start, attempts, self._method.read)
 
 
@@ -177,7 +174,7 @@ class AsyncBidirectionalCall(_Callable[Q, A]):
         self, requests: Requests[Q], timeout: float | None = None, metadata: Pairs | None = None, **_: Any
     ) -> AsyncAnswers[A]:
         """Return the answers as they come. Iterating raises `CallError`."""
-        start, attempts = self._start(None, metadata, timeout, has_one_answer=False)
+        start, attempts = self._calls.start(self._method, None, metadata, timeout, has_one_answer=False)
         return AsyncAnswers(self._channel, start, attempts, self._method.read, requests, self._method.write)
 
 
@@ -188,7 +185,7 @@ class AsyncClientStreamCall(_Callable[Q, A]):
         self, requests: Requests[Q], timeout: float | None = None, metadata: Pairs | None = None, **_: Any
     ) -> A:
         """Return the answer. Raises `CallError`."""
-        start, attempts = self._start(None, metadata, timeout, has_one_answer=True)
+        start, attempts = self._calls.start(self._method, None, metadata, timeout, has_one_answer=True)
         connection, exchange = await self._channel.begin(start, attempts)
         news = News(exchange)
         feeding = asyncio.create_task(feed(connection, exchange, news, requests, self._method.write))

@@ -18,7 +18,7 @@ class AsyncConnection(asyncio.Protocol):
 
     def __init__(self, target: Target, options: ChannelOptions) -> None:
         self._loop = asyncio.get_running_loop()
-        self._link = Link(target.authority, options)
+        self.link = Link(target.authority, options)
         self._transport: asyncio.Transport | None = None
         self._is_paused = False
         self._is_flush_due = False
@@ -44,55 +44,45 @@ class AsyncConnection(asyncio.Protocol):
             raise ConnectFailed(f"expected a connection to {target.authority}, got: {text}") from error
         return made
 
-    @property
-    def in_flight(self) -> int:
-        """How many attempts run here."""
-        return self._link.in_flight
-
-    @property
-    def is_open(self) -> bool:
-        """Whether more calls may begin here."""
-        return self._link.is_open
-
     def begin(self, start: Start) -> Exchange:
         """Begin an attempt."""
-        exchange = self._link.begin(start)
+        exchange = self.link.begin(start)
         self._flush_soon()
         return exchange
 
     def send(self, exchange: Exchange, message: bytes) -> bool:
         """Queue one request more; tell whether to wait for `has_room`."""
-        must_wait = self._link.session.send(exchange.stream_id, message)
+        must_wait = self.link.session.send(exchange.stream_id, message)
         self._flush_soon()
         return must_wait
 
     def has_room(self, exchange: Exchange) -> bool:
         """Tell whether few enough requests of a call wait to be sent."""
-        return exchange.outcome is not None or not self._link.session.must_wait(exchange.stream_id)
+        return exchange.outcome is not None or not self.link.session.must_wait(exchange.stream_id)
 
     def end(self, exchange: Exchange) -> None:
         """Tell that no request follows."""
-        self._link.session.end(exchange.stream_id)
+        self.link.session.end(exchange.stream_id)
         self._flush_soon()
 
     def take(self, exchange: Exchange) -> bytes:
         """Take an answer that came, and make room for another."""
         message = exchange.inbox.popleft()
-        self._link.session.take(exchange.stream_id)
+        self.link.session.take(exchange.stream_id)
         self._flush_soon()
         return message
 
     def cancel(self, exchange: Exchange, outcome: Outcome) -> None:
         """Give an attempt up, if it still runs."""
-        self._link.cancel(exchange, outcome)
+        self.link.cancel(exchange, outcome)
         self._flush_soon()
 
     def close(self) -> None:
         """End what runs, and the transport once it has written."""
-        if not self._link.is_lost:
-            self._link.session.leave()
+        if not self.link.is_lost:
+            self.link.session.leave()
             self._flush()
-            self._link.lose("the channel was closed")
+            self.link.lose("the channel was closed")
         if self._transport is not None:
             self._transport.close()
 
@@ -105,13 +95,13 @@ class AsyncConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read, and answer what the protocol itself asks for."""
-        if not self._link.receive(data, self._loop.time()) and self._transport is not None:
+        if not self.link.receive(data, self._loop.time()) and self._transport is not None:
             self._transport.close()
         self._flush()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell every attempt."""
-        self._link.lose(f"the connection broke: {error}" if error else "the service closed the connection")
+        self.link.lose(f"the connection broke: {error}" if error else "the service closed the connection")
 
     def pause_writing(self) -> None:
         """The socket is full."""
@@ -129,8 +119,8 @@ class AsyncConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._is_flush_due = False
-        while not (self._is_paused or self._link.is_lost or self._transport is None):
-            data = self._link.pull()
+        while not (self._is_paused or self.link.is_lost or self._transport is None):
+            data = self.link.pull()
             if not data:
                 return
             self._transport.write(data)

@@ -139,15 +139,7 @@ class Channel(StubFaces):
 
 class _Callable(Generic[Q, A]):
     def __init__(self, channel: Channel, method: Method[Q, A]) -> None:
-        self._channel, self._method = channel, method
-        self._path = method.path
-
-    def _start(
-        self, request: bytes | None, metadata: Pairs | None, timeout: float | None, *, has_one_answer: bool
-    ) -> tuple[Start, Attempts]:
-        calls = self._channel.calls
-        start = calls.start(self._method, request, metadata, timeout, has_one_answer=has_one_answer)
-        return start, calls.attempts(start)
+        self._channel, self._calls, self._method = channel, channel.calls, method
 
 
 class UnaryCall(_Callable[Q, A]):
@@ -159,30 +151,17 @@ class UnaryCall(_Callable[Q, A]):
 
     def with_call(
         self, request: Q, timeout: float | None = None, metadata: Pairs | None = None, **_: Any
-    ) -> tuple[A, Answered]:
+    ) -> tuple[A, Outcome]:
         """Return the answer and what came around it. Raises `CallError`."""
-        start, attempts = self._start(self._method.write(request), metadata, timeout, has_one_answer=True)
+        start, attempts = self._calls.start(
+            self._method, self._method.write(request), metadata, timeout, has_one_answer=True
+        )
         while True:
             outcome = finished(*self._channel.begin(start, attempts), start.deadline_s)
             if outcome.code == 0 and outcome.message is not None:
-                self._channel.calls.budget.note(succeeded=True)
-                return self._method.read(outcome.message), Answered(outcome.initial, outcome.trailing)
+                self._calls.budget.note(succeeded=True)
+                return self._method.read(outcome.message), outcome
             self._channel.again(attempts, answered(outcome))
-
-
-class Answered:
-    """What came around an answer, as grpcio tells it."""
-
-    def __init__(self, initial: Metadata, trailing: Metadata) -> None:
-        self._initial, self._trailing = initial, trailing
-
-    def initial_metadata(self) -> Metadata:
-        """Return what came ahead of the answer."""
-        return self._initial
-
-    def trailing_metadata(self) -> Metadata:
-        """Return what came behind it."""
-        return self._trailing
 
 
 class ServerStreamCall(_Callable[Q, A]):
@@ -190,7 +169,9 @@ class ServerStreamCall(_Callable[Q, A]):
 
     def __call__(self, request: Q, timeout: float | None = None, metadata: Pairs | None = None, **_: Any) -> Answers[A]:
         """Return the answers as they come. Iterating raises `CallError`."""
-        start, attempts = self._start(self._method.write(request), metadata, timeout, has_one_answer=False)
+        start, attempts = self._calls.start(
+            self._method, self._method.write(request), metadata, timeout, has_one_answer=False
+        )
         return Answers(self._channel, start, attempts, self._method.read)
 
 
@@ -201,7 +182,7 @@ class BidirectionalCall(_Callable[Q, A]):
         self, requests: Iterable[Q], timeout: float | None = None, metadata: Pairs | None = None, **_: Any
     ) -> Answers[A]:
         """Return the answers as they come. Iterating raises `CallError`."""
-        start, attempts = self._start(None, metadata, timeout, has_one_answer=False)
+        start, attempts = self._calls.start(self._method, None, metadata, timeout, has_one_answer=False)
         answers = Answers(self._channel, start, attempts, self._method.read)
         Feeder(answers, requests, self._method.write).start()
         return answers
@@ -214,7 +195,7 @@ class ClientStreamCall(_Callable[Q, A]):
         self, requests: Iterable[Q], timeout: float | None = None, metadata: Pairs | None = None, **_: Any
     ) -> A:
         """Return the answer. Raises `CallError`."""
-        start, attempts = self._start(None, metadata, timeout, has_one_answer=True)
+        start, attempts = self._calls.start(self._method, None, metadata, timeout, has_one_answer=True)
         connection, exchange = self._channel.begin(start, attempts)
         feed(connection, exchange, requests, self._method.write, start.deadline_s)
         outcome = answered(finished(connection, exchange, start.deadline_s))
@@ -310,7 +291,7 @@ def feed(
 def finished(connection: Connection, exchange: Exchange, deadline_s: float | None) -> Outcome:
     """Wait for the end of an attempt, or end it at its deadline."""
     try:
-        if not connection.wait(lambda: exchange.outcome is not None, deadline_s):
+        if not connection.wait(exchange.has_news, deadline_s):
             connection.cancel(exchange, DEADLINE)
     except BaseException:  # KeyboardInterrupt among them: nobody waits for this answer any more
         connection.cancel(exchange, CANCELLED)

@@ -31,7 +31,7 @@ class Connection:
 
     def __init__(self, target: Target, options: ChannelOptions, timeout_s: float) -> None:
         self._socket = connect(target, options, timeout_s)
-        self._link = Link(target.authority, options)
+        self.link = Link(target.authority, options)
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
         self._has_reader = False
@@ -48,58 +48,47 @@ class Connection:
         self._poll.register(self._nudged, _IN)
         self._polled = _IN
 
-    @property
-    def in_flight(self) -> int:
-        """How many attempts run here."""
-        return self._link.in_flight
-
-    @property
-    def is_open(self) -> bool:
-        """Whether more calls may begin here."""
-        return self._link.is_open
-
     def begin(self, start: Start) -> Exchange | None:
         """Begin an attempt, or return None where the service takes no more calls here."""
         with self._lock:
-            # A connection that was idle may have been told to end, or be asked for a sign of life.
-            is_idle = not (self._has_reader or self._link.in_flight)
-            if is_idle and time.monotonic() - self._heard_s > IDLE_S and self._poll.poll(0):
+            # A connection that nobody reads may have been told to end, or be asked for a sign of life.
+            if not self._has_reader and time.monotonic() - self._heard_s > IDLE_S and self._poll.poll(0):
                 self._receive()
-            if not self._link.is_open:
+            if not self.link.is_open:
                 return None
-            exchange = self._link.begin(start)
+            exchange = self.link.begin(start)
             self._flush()
         return exchange
 
     def send(self, exchange: Exchange, message: bytes) -> bool:
         """Queue one request more; tell whether to wait for `has_room`."""
         with self._lock:
-            must_wait = self._link.session.send(exchange.stream_id, message)
+            must_wait = self.link.session.send(exchange.stream_id, message)
             self._flush()
         return must_wait
 
     def has_room(self, exchange: Exchange) -> bool:
         """Tell whether few enough requests of a call wait to be sent."""
-        return exchange.outcome is not None or not self._link.session.must_wait(exchange.stream_id)
+        return exchange.outcome is not None or not self.link.session.must_wait(exchange.stream_id)
 
     def end(self, exchange: Exchange) -> None:
         """Tell that no request follows."""
         with self._lock:
-            self._link.session.end(exchange.stream_id)
+            self.link.session.end(exchange.stream_id)
             self._flush()
 
     def take(self, exchange: Exchange) -> bytes:
         """Take an answer that came, and make room for another."""
         with self._lock:
             message = exchange.inbox.popleft()
-            self._link.session.take(exchange.stream_id)
+            self.link.session.take(exchange.stream_id)
             self._flush()
         return message
 
     def cancel(self, exchange: Exchange, outcome: Outcome = CANCELLED) -> None:
         """Give an attempt up, if it still runs."""
         with self._lock:
-            self._link.cancel(exchange, outcome)
+            self.link.cancel(exchange, outcome)
             self._flush()
             self._tell()
 
@@ -122,15 +111,15 @@ class Connection:
                     self._has_reader = False
                     if self._waiting_count:
                         self._news.notify_all()
-                    if self._link.is_lost:
+                    if self.link.is_lost:
                         self._close_sockets()
         return True
 
     def close(self) -> None:
         """End what runs, and the socket."""
         with self._lock:
-            if not self._link.is_lost:
-                self._link.session.leave()
+            if not self.link.is_lost:
+                self.link.session.leave()
                 self._flush()
             self._lose("the channel was closed")
 
@@ -138,7 +127,7 @@ class Connection:
 
     def _turn(self, timeout_s: float | None) -> None:
         """Wait for the socket once, without the lock, and do what it is ready for."""
-        if self._link.is_lost:
+        if self.link.is_lost:
             return
         wanted = _IN | _OUT if self._unsent else _IN
         if wanted != self._polled:
@@ -161,7 +150,7 @@ class Connection:
 
     def _receive(self) -> None:
         """Read all that is there."""
-        while not self._link.is_lost:
+        while not self.link.is_lost:
             try:
                 data = self._socket.recv(RECEIVE_BYTES)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -173,7 +162,7 @@ class Connection:
                 self._lose("the service closed the connection")
                 return
             self._heard_s = time.monotonic()
-            if not self._link.receive(data, self._heard_s):
+            if not self.link.receive(data, self._heard_s):
                 self._lose("")
                 return
             self._flush()
@@ -182,8 +171,8 @@ class Connection:
 
     def _flush(self) -> None:
         """Write what is to be written, as far as the socket takes it; whoever waits next writes the rest."""
-        while not self._link.is_lost:
-            data = self._unsent or self._link.pull()
+        while not self.link.is_lost:
+            data = self._unsent or self.link.pull()
             if not data:
                 return
             try:
@@ -206,8 +195,8 @@ class Connection:
         self._news.notify_all()
 
     def _lose(self, why: str) -> None:
-        if not self._link.is_lost:
-            self._link.lose(why)
+        if not self.link.is_lost:
+            self.link.lose(why)
         self._tell()
         if not self._has_reader:
             self._close_sockets()

@@ -12,7 +12,7 @@ from grpc import StatusCode
 from tailorbird.client.errors import CallError, Metadata
 from tailorbird.client.options import ChannelOptions
 from tailorbird.native import http2_client
-from tailorbird.native.http2_client import timeout_text
+from tailorbird.native.http2_client import DONE, FAULT, INITIAL, MESSAGE, timeout_text
 
 PULL_BYTES = 256 * 1024
 
@@ -27,7 +27,7 @@ _FAULTS = {
 
 
 class Outcome(NamedTuple):
-    """How an attempt ended. `is_unprocessed`: the service certainly did not begin it."""
+    """How an attempt ended, with the faces of a call of grpcio's. `is_unprocessed`: the service certainly did not begin it."""
 
     code: int
     details: str = ""
@@ -39,6 +39,14 @@ class Outcome(NamedTuple):
     def error(self) -> CallError:
         """Return the failure as callers get it."""
         return CallError(self.code, self.details, self.initial, self.trailing)
+
+    def initial_metadata(self) -> Metadata:
+        """Return what came ahead of the answer."""
+        return self.initial
+
+    def trailing_metadata(self) -> Metadata:
+        """Return what came behind it."""
+        return self.trailing
 
 
 class Start(NamedTuple):
@@ -102,6 +110,11 @@ class Link:
         """Whether more calls may begin here."""
         return not self.is_lost and self.session.can_request
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether more calls may begin here and none runs."""
+        return not (self._exchanges or self.is_lost) and self.session.can_request
+
     def begin(self, start: Start) -> Exchange:
         """Begin an attempt; its bytes are then to be pulled."""
         exchange = Exchange()
@@ -130,7 +143,8 @@ class Link:
     def pull(self) -> bytes:
         """Return bytes to write now, b"" if there are none."""
         data = self.session.pull(PULL_BYTES)
-        self._dispatch(self.session.more_events())
+        if events := self.session.more_events():
+            self._dispatch(events)
         return data
 
     def cancel(self, exchange: Exchange, outcome: Outcome) -> None:
@@ -155,14 +169,14 @@ class Link:
             exchange = self._exchanges.get(event[1])
             if exchange is None:
                 continue
-            if kind == http2_client.DONE:
+            if kind == DONE:
                 del self._exchanges[event[1]]
                 exchange.end(outcome_of(event))
-            elif kind == http2_client.MESSAGE:
+            elif kind == MESSAGE:
                 exchange.inbox.append(event[2])
-            elif kind == http2_client.INITIAL:
+            elif kind == INITIAL:
                 exchange.initial = event[2]
-            elif kind == http2_client.FAULT:
+            elif kind == FAULT:
                 code, text = _FAULTS.get(event[2], (13, "expected an answer as gRPC frames it, got a broken one"))
                 self.cancel(exchange, Outcome(code, text))
             _wake(exchange)

@@ -87,13 +87,13 @@ class Calls:
     def start(
         self,
         method: Method[Any, Any],
-        request: bytes | None,
+        message: bytes | None,
         metadata: Pairs | None,
         timeout_s: float | None,
         *,
         has_one_answer: bool,
-    ) -> Start:
-        """Return what a call's attempts begin with. Raises `ValueError` for metadata that cannot be sent."""
+    ) -> tuple[Start, Attempts]:
+        """Return what a call's attempts begin with, and their count. Raises `ValueError` for metadata that cannot be sent."""
         pairs = self._metadata
         if metadata:
             pairs = pairs + [wire_pair(name, value) for name, value in metadata]
@@ -104,11 +104,8 @@ class Calls:
         if timeout_s is None and has_one_answer:
             timeout_s = self.options.timeout_s
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        return Start(method.path.encode(), pairs, deadline_s, request, has_one_answer)
-
-    def attempts(self, start: Start) -> Attempts:
-        """Return the count of a call's attempts."""
-        return Attempts(self.options.retry, self.budget, start.deadline_s, self._rng)
+        start = Start(method.path.encode(), pairs, deadline_s, message, has_one_answer)
+        return start, Attempts(self.options.retry, self.budget, deadline_s, self._rng)
 
 
 def wire_pair(name: str, value: str | bytes) -> tuple[bytes, bytes]:

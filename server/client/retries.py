@@ -28,8 +28,10 @@ class Budget:
 
     def note(self, *, succeeded: bool) -> None:
         """Count an attempt."""
-        change = self._policy.budget_ratio if succeeded else -1.0
-        self._tokens = min(self._policy.budget, max(0.0, self._tokens + change))
+        if succeeded:
+            self._tokens = min(self._policy.budget, self._tokens + self._policy.budget_ratio)
+        else:
+            self._tokens = max(0.0, self._tokens - 1.0)
 
 
 class Attempts:
