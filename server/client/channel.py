@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic
 
-from tailorbird.client.connection import CANCELLED, DEADLINE, ConnectFailed, Connection
+from tailorbird.client.connection import DEADLINE, ConnectFailed, Connection
 from tailorbird.client.errors import Metadata
 from tailorbird.client.exchange import Exchange, Outcome, Start
 from tailorbird.client.method import A, Calls, Method, Pairs, Q, StubFaces
@@ -57,14 +57,17 @@ class Channel(StubFaces):
     def begin(self, start: Start, attempts: Attempts) -> tuple[Connection, Exchange]:
         """Begin an attempt on the connection with the fewest in flight. Raises `CallError` where none can be made."""
         while True:
-            try:
-                connection = self._lease(start.deadline_s)
-            except ConnectFailed as error:
-                self.again(attempts, Outcome(UNAVAILABLE, str(error), is_unprocessed=True))
-                continue
+            connection = self._lease(start, attempts)
             exchange = connection.begin(start)
             if exchange is not None:
                 return connection, exchange
+
+    def call(self, start: Start, attempts: Attempts) -> Outcome:
+        """Make an attempt that has one answer, likewise."""
+        while True:
+            outcome = self._lease(start, attempts).call(start)
+            if outcome is not None:
+                return outcome
 
     def again(self, attempts: Attempts, outcome: Outcome) -> None:
         """Wait until the next attempt. Raises the failure where there is none."""
@@ -89,7 +92,14 @@ class Channel(StubFaces):
     ) -> None:
         self.close()
 
-    def _lease(self, deadline_s: float | None) -> Connection:
+    def _lease(self, start: Start, attempts: Attempts) -> Connection:
+        while True:
+            try:
+                return self._connection(start.deadline_s)
+            except ConnectFailed as error:
+                self.again(attempts, Outcome(UNAVAILABLE, str(error), is_unprocessed=True))
+
+    def _connection(self, deadline_s: float | None) -> Connection:
         options = self.options
         until_s = time.monotonic() + options.connect_timeout_s
         if deadline_s is not None:
@@ -157,7 +167,7 @@ class UnaryCall(_Callable[Q, A]):
             self._method, self._method.write(request), metadata, timeout, has_one_answer=True
         )
         while True:
-            outcome = finished(*self._channel.begin(start, attempts), start.deadline_s)
+            outcome = self._channel.call(start, attempts)
             if outcome.code == 0 and outcome.message is not None:
                 self._calls.budget.note(succeeded=True)
                 return self._method.read(outcome.message), outcome
@@ -198,7 +208,7 @@ class ClientStreamCall(_Callable[Q, A]):
         start, attempts = self._calls.start(self._method, None, metadata, timeout, has_one_answer=True)
         connection, exchange = self._channel.begin(start, attempts)
         feed(connection, exchange, requests, self._method.write, start.deadline_s)
-        outcome = answered(finished(connection, exchange, start.deadline_s))
+        outcome = answered(connection.finish(exchange, start.deadline_s))
         if outcome.code != 0 or outcome.message is None:
             raise outcome.error()
         return self._method.read(outcome.message)
@@ -286,18 +296,6 @@ def feed(
         if connection.send(exchange, write(request)):
             connection.wait(lambda: connection.has_room(exchange), deadline_s)
     connection.end(exchange)
-
-
-def finished(connection: Connection, exchange: Exchange, deadline_s: float | None) -> Outcome:
-    """Wait for the end of an attempt, or end it at its deadline."""
-    try:
-        if not connection.wait(exchange.has_news, deadline_s):
-            connection.cancel(exchange, DEADLINE)
-    except BaseException:  # KeyboardInterrupt among them: nobody waits for this answer any more
-        connection.cancel(exchange, CANCELLED)
-        raise
-    assert exchange.outcome is not None
-    return exchange.outcome
 
 
 def answered(outcome: Outcome) -> Outcome:

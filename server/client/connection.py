@@ -51,14 +51,18 @@ class Connection:
     def begin(self, start: Start) -> Exchange | None:
         """Begin an attempt, or return None where the service takes no more calls here."""
         with self._lock:
-            # A connection that nobody reads may have been told to end, or be asked for a sign of life.
-            if not self._has_reader and time.monotonic() - self._heard_s > IDLE_S and self._poll.poll(0):
-                self._receive()
-            if not self.link.is_open:
-                return None
-            exchange = self.link.begin(start)
-            self._flush()
-        return exchange
+            return self._begin(start)
+
+    def call(self, start: Start) -> Outcome | None:
+        """Make an attempt that has one answer, or return None where the service takes no more calls here."""
+        with self._lock:
+            exchange = self._begin(start)
+            return None if exchange is None else self._finish(exchange, start.deadline_s)
+
+    def finish(self, exchange: Exchange, deadline_s: float | None) -> Outcome:
+        """Wait for the end of an attempt that has one answer, or end it at its deadline."""
+        with self._lock:
+            return self._finish(exchange, deadline_s)
 
     def send(self, exchange: Exchange, message: bytes) -> bool:
         """Queue one request more; tell whether to wait for `has_room`."""
@@ -88,31 +92,14 @@ class Connection:
     def cancel(self, exchange: Exchange, outcome: Outcome = CANCELLED) -> None:
         """Give an attempt up, if it still runs."""
         with self._lock:
-            self.link.cancel(exchange, outcome)
-            self._flush()
-            self._tell()
+            self._cancel(exchange, outcome)
 
     def wait(self, is_ready: Callable[[], bool], deadline_s: float | None) -> bool:
         """Return whether `is_ready` came true before the deadline; read for everybody if nobody does."""
         with self._lock:
             while not is_ready():
-                remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
-                if remaining_s is not None and remaining_s <= 0:
+                if not self._turn(deadline_s):
                     return False
-                if self._has_reader:
-                    self._waiting_count += 1
-                    self._news.wait(remaining_s)
-                    self._waiting_count -= 1
-                    continue
-                self._has_reader = True
-                try:
-                    self._turn(remaining_s)
-                finally:
-                    self._has_reader = False
-                    if self._waiting_count:
-                        self._news.notify_all()
-                    if self.link.is_lost:
-                        self._close_sockets()
         return True
 
     def close(self) -> None:
@@ -125,7 +112,53 @@ class Connection:
 
     # ---- under the lock ----------------------------------------------------------------------------------------------
 
-    def _turn(self, timeout_s: float | None) -> None:
+    def _begin(self, start: Start) -> Exchange | None:
+        # A connection that nobody reads may have been told to end, or be asked for a sign of life.
+        if not self._has_reader and time.monotonic() - self._heard_s > IDLE_S and self._poll.poll(0):
+            self._receive()
+        if not self.link.is_open:
+            return None
+        exchange = self.link.begin(start)
+        self._flush()
+        return exchange
+
+    def _finish(self, exchange: Exchange, deadline_s: float | None) -> Outcome:
+        try:
+            while exchange.outcome is None:
+                if not self._turn(deadline_s):
+                    self._cancel(exchange, DEADLINE)
+        except BaseException:  # KeyboardInterrupt among them: nobody waits for this answer any more
+            self._cancel(exchange, CANCELLED)
+            raise
+        return exchange.outcome
+
+    def _cancel(self, exchange: Exchange, outcome: Outcome) -> None:
+        self.link.cancel(exchange, outcome)
+        self._flush()
+        self._tell()
+
+    def _turn(self, deadline_s: float | None) -> bool:
+        """Let what comes next come: read for everybody, or wait for who reads. Tell whether the deadline is still ahead."""
+        remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
+        if remaining_s is not None and remaining_s <= 0:
+            return False
+        if self._has_reader:
+            self._waiting_count += 1
+            self._news.wait(remaining_s)
+            self._waiting_count -= 1
+            return True
+        self._has_reader = True
+        try:
+            self._read(None if remaining_s is None else max(1.0, remaining_s * 1_000))
+        finally:
+            self._has_reader = False
+            if self._waiting_count:
+                self._news.notify_all()
+            if self.link.is_lost:
+                self._close_sockets()
+        return True
+
+    def _read(self, timeout_ms: float | None) -> None:
         """Wait for the socket once, without the lock, and do what it is ready for."""
         if self.link.is_lost:
             return
@@ -136,7 +169,7 @@ class Connection:
         self._lock.release()
         try:
             # Bytes that TLS has decrypted already make no socket ready; _receive leaves none of them behind.
-            ready = self._poll.poll(None if timeout_s is None else max(1.0, timeout_s * 1_000))
+            ready = self._poll.poll(timeout_ms)
         finally:
             self._lock.acquire()
         for fd, events in ready:

@@ -76,11 +76,12 @@ class Exchange:
         return bool(self.inbox) or self.outcome is not None
 
     def end(self, outcome: Outcome) -> None:
-        """Note how it ended; the first word counts."""
-        if self.outcome is None:
-            self.outcome = outcome
-            if self.initial is None:
-                self.initial = outcome.initial
+        """Note how it ended, and tell."""
+        self.outcome = outcome
+        if self.initial is None:
+            self.initial = outcome.initial
+        if self.wake is not None:
+            self.wake()
 
 
 class Link:
@@ -153,7 +154,6 @@ class Link:
             self.session.cancel(exchange.stream_id)
             self._exchanges.pop(exchange.stream_id, None)
             exchange.end(outcome)
-            _wake(exchange)
 
     def lose(self, why: str) -> None:
         """The connection is gone, and so is every attempt on it."""
@@ -161,7 +161,6 @@ class Link:
         exchanges, self._exchanges = self._exchanges, {}
         for exchange in exchanges.values():
             exchange.end(Outcome(StatusCode.UNAVAILABLE.value[0], why))
-            _wake(exchange)
 
     def _dispatch(self, events: object) -> None:
         for event in events:  # type: ignore[attr-defined]
@@ -172,14 +171,16 @@ class Link:
             if kind == DONE:
                 del self._exchanges[event[1]]
                 exchange.end(outcome_of(event))
-            elif kind == MESSAGE:
-                exchange.inbox.append(event[2])
-            elif kind == INITIAL:
-                exchange.initial = event[2]
             elif kind == FAULT:
                 code, text = _FAULTS.get(event[2], (13, "expected an answer as gRPC frames it, got a broken one"))
                 self.cancel(exchange, Outcome(code, text))
-            _wake(exchange)
+            else:
+                if kind == MESSAGE:
+                    exchange.inbox.append(event[2])
+                elif kind == INITIAL:
+                    exchange.initial = event[2]
+                if exchange.wake is not None:
+                    exchange.wake()
 
 
 def outcome_of(event: tuple[object, ...]) -> Outcome:
@@ -196,8 +197,3 @@ def outcome_of(event: tuple[object, ...]) -> Outcome:
     if http_status == 200:
         return Outcome(2, "expected a grpc-status behind the answer, got none")
     return Outcome(_HTTP.get(http_status, 2), f"expected HTTP status 200, got {http_status}")  # type: ignore[call-overload]
-
-
-def _wake(exchange: Exchange) -> None:
-    if exchange.wake is not None:
-        exchange.wake()
