@@ -47,7 +47,8 @@ from tailorbird.native.scoring import UNKNOWN_ITEM
 from tailorbird.native.wire import DecisionEncoder
 
 if TYPE_CHECKING:
-    from tailorbird.native.decision import QuickAnswer, QuickEvidence, QuickItem
+    from tailorbird.native.decision import QuickAnswer, QuickEvidence
+    from tailorbird.native.lmdb_pages import LmdbTable
     from tailorbird.native.scoring import Together
 
 WHOLE_CATALOGUE_MAX = 20_000
@@ -385,12 +386,8 @@ class Decider:
         """Return the encoded decision on an encoded request, its serving remembered; None where `decide` must be asked."""
         txn = self._begin()
         try:
-            return self._quick_at(txn).decide(
-                request,
-                txn.cursor(db=self.store.tables["people"]),
-                now,
-                self._quick_log if self.log is not None else None,
-            )
+            quick = self._quick_at(txn)
+            return quick and quick.decide(request, now, self._quick_log if self.log is not None else None)
         finally:
             txn.abort()
 
@@ -400,7 +397,8 @@ class Decider:
             return None
         txn = self._begin()
         try:
-            found = self._quick_at(txn).decide_request(
+            quick = self._quick_at(txn)
+            found = quick and quick.decide_request(
                 request.placement,
                 request.identifiers,
                 request.context,
@@ -409,7 +407,6 @@ class Decider:
                 request.k,
                 request.request_id,
                 request.min_position,
-                txn.cursor(db=self.store.tables["people"]),
                 now,
                 self._quick_log if self.log is not None else None,
             )
@@ -417,21 +414,24 @@ class Decider:
             return None
         finally:
             txn.abort()
-        return None if found is None else self._quick_decision(request.placement, found[0], found[1], found[2][0].chain)
+        return None if found is None else self._quick_decision(request.placement, found[0], found[1])
 
-    def _quick_at(self, txn: lmdb.Transaction[bytes]) -> QuickDecider:
+    def _quick_at(self, txn: lmdb.Transaction[bytes]) -> QuickDecider | None:
         if txn.id() == self._quick_moment and self._quick is not None:
             return self._quick
         self.evidence.follow(txn)
         if self._quick_moment != self.evidence.moment or self._quick is None:
-            self._quick = self._quick_follow()
+            people = self.store.people(txn)
+            if people is None:
+                return None
+            self._quick = self._quick_follow(people)
         return self._quick
 
     def forget_moment(self) -> None:
         """Look at everything anew in the next decision: something changed beside the state."""
         self._quick_moment = -1
 
-    def _quick_follow(self) -> QuickDecider:
+    def _quick_follow(self, people: LmdbTable) -> QuickDecider:
         """Return the quick decider, which sees what `decide` would see now."""
         evidence, compiled, hasher = self.evidence, self._take_up_configuration(), self.hasher
         quick = self._quick
@@ -444,6 +444,7 @@ class Decider:
                 self.ids.loose_ids,
                 self._quick_context,
                 self._quick_reasons,
+                DecidedItem,
                 DecisionEncoder(tuple(Reason), TIERS),
                 self.tier_counts,
             )
@@ -466,6 +467,7 @@ class Decider:
             self._quick_of = quick_of
         catalogue = evidence.catalogue
         quick.follow(
+            people,
             catalogue.items,
             evidence.served,
             catalogue.allowances,
@@ -515,18 +517,12 @@ class Decider:
     def _quick_reasons(self, context: QuickContext, code: int) -> tuple[ReasonDetail, ...]:
         return self._common_reasons(context.chain, code)
 
-    def _quick_decision(self, placement: str, items: list[QuickItem], answer: QuickAnswer, chain: Chain) -> Decision:
-        known, reasons_of = chain.reasons, self._common_reasons
+    def _quick_decision(self, placement: str, items: tuple[DecidedItem, ...], answer: QuickAnswer) -> Decision:
         assert self._compiled is not None
         return Decision(
             decision_id=answer[0],
             placement=placement,
-            items=tuple(
-                [
-                    DecidedItem(name, score, 1.0, known.get(code) or reasons_of(chain, code))
-                    for name, score, code in items
-                ]
-            ),
+            items=items,
             tier=TIERS[answer[1] - 1],
             completeness=answer[2],
             profile_age_ms=answer[3],
@@ -544,7 +540,7 @@ class Decider:
     def _quick_log(
         self,
         asked: tuple[str, dict[str, str], QuickContext, Sequence[str], int, str],
-        items: list[QuickItem],
+        items: tuple[DecidedItem, ...],
         answer: QuickAnswer,
         evidence: QuickEvidence,
     ) -> None:
@@ -560,7 +556,7 @@ class Decider:
             k=k,
             request_id=request_id,
         )
-        decision = self._quick_decision(placement, items, answer, context.chain)
+        decision = self._quick_decision(placement, items, answer)
         position = self.evidence.head.position
         served = [entry for fragment in fragments for entry in self.servings.of(fragment, position)]
         model = self.evidence.model_name

@@ -18,6 +18,7 @@ import msgspec
 from tailorbird.engine.consent import DataType
 from tailorbird.engine.errors import Damaged, PreconditionFailed, ResourceExhausted, Unavailable
 from tailorbird.engine.resident import make_resident
+from tailorbird.native.lmdb_pages import LmdbFile, LmdbTable
 
 # py-lmdb ships two engines whose files differ; this one is recorded in `meta` and asked for by name.
 LMDB_ENGINE = 0
@@ -134,6 +135,9 @@ class Store:
             else:
                 self.tables = {name: self.environment.open_db(name.encode(), create=False) for name in TABLES}
             self._check_format()
+            self._pages = LmdbFile(path / "data.mdb", map_bytes)
+            with self.reading() as txn:
+                self.people(txn)
         except (
             lmdb.CorruptedError,
             lmdb.InvalidError,
@@ -141,10 +145,7 @@ class Store:
             lmdb.NotFoundError,
             lmdb.PanicError,
         ) as error:
-            raise Damaged(
-                "STATE_DAMAGED",
-                f"expected an LMDB environment in {path}, got: {error}; remove it, it is rebuilt from snapshot and log",
-            ) from error
+            raise _damaged(path, error) from error
         except lmdb.VersionMismatchError as error:
             raise PreconditionFailed(
                 "DATA_VERSION",
@@ -189,6 +190,16 @@ class Store:
         raw = txn.get(b"head", db=self.tables["meta"])
         return _HEAD_DECODER.decode(raw) if raw is not None else Head()
 
+    def people(self, txn: lmdb.Transaction[Any]) -> LmdbTable | None:
+        """Return the table `people` of a read transaction, to be read without LMDB while that is open.
+
+        None where more than one commit came between. Raises `Damaged` STATE_DAMAGED.
+        """
+        try:
+            return self._pages.table(txn.id(), b"people")
+        except ValueError as error:
+            raise _damaged(self.path, error) from error
+
     def warm(self) -> int:
         """Map the pages in use, as far as memory allows; return how many bytes of them are mapped now."""
         return make_resident(self.path / "data.mdb", self.used_bytes)
@@ -205,6 +216,13 @@ class Store:
     def close(self) -> None:
         """Close the environment."""
         self.environment.close()
+
+
+def _damaged(path: Path, error: Exception) -> Damaged:
+    return Damaged(
+        "STATE_DAMAGED",
+        f"expected an LMDB environment in {path}, got: {error}; remove it, it is rebuilt from snapshot and log",
+    )
 
 
 def map_full(map_bytes: int) -> ResourceExhausted:

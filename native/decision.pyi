@@ -5,6 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tailorbird.native.anchors import PlainHasher
+from tailorbird.native.lmdb_pages import LmdbTable
 from tailorbird.native.record import RecordLayout
 from tailorbird.native.scoring import ItemTable, Prior
 from tailorbird.native.servings import ServedLog
@@ -20,17 +21,6 @@ class _Servings(Protocol):
     def taking(self) -> tuple[ServedLog, ...]: ...
     def beside(self, position: int) -> list[ServedLog]: ...
 
-class _Cursor(Protocol):
-    """Of LMDB."""
-
-    def set_key(self, key: bytes, /) -> bool: ...
-    def set_range(self, key: bytes, /) -> bool: ...
-    def next(self) -> bool: ...
-    def item(self) -> tuple[bytes, bytes]: ...
-    def value(self) -> bytes: ...
-
-# Id, score, reason code.
-QuickItem = tuple[str, float, int]
 # Decision id, tier, completeness, profile age, masked, excluded, candidates, unknown candidates, at, person id, degraded.
 QuickAnswer = tuple[str, int, float, int, int, int, int, int, int, str, tuple[str, ...]]
 # Context, permitted, fragments, vector.
@@ -76,6 +66,7 @@ class QuickDecider:
         loose_ids: CountedIds,
         context: Callable[[dict[str, str], int], QuickContext | None],
         reasons: Callable[[QuickContext, int], tuple[Any, ...]],
+        item: Callable[[str, float, float, tuple[Any, ...]], Any],
         encoder: DecisionEncoder,
         tier_counts__t: npt.NDArray[np.int64],
     ) -> QuickDecider: ...
@@ -96,6 +87,7 @@ class QuickDecider:
     ) -> None: ...
     def follow(
         self,
+        people: LmdbTable,
         items: ItemTable,
         served: ServedLog,
         allowed: Mapping[str, npt.NDArray[np.uint8]],
@@ -103,7 +95,7 @@ class QuickDecider:
         position: int,
         stale: Callable[[int], list[str]] | None,
     ) -> None: ...
-    def decide(self, request: bytes, cursor: _Cursor, now: int, log: Callable[..., None] | None) -> bytes | None: ...
+    def decide(self, request: bytes, now: int, log: Callable[..., None] | None) -> bytes | None: ...
     def decide_request(
         self,
         placement: str,
@@ -114,7 +106,6 @@ class QuickDecider:
         k: int,
         request_id: str,
         min_position: int,
-        cursor: _Cursor,
         now: int,
         log: Callable[..., None] | None,
-    ) -> tuple[list[QuickItem], QuickAnswer, QuickEvidence] | None: ...
+    ) -> tuple[tuple[Any, ...], QuickAnswer, QuickEvidence] | None: ...

@@ -13,6 +13,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from tailorbird.native.anchors cimport PlainHasher, is_plain
+from tailorbird.native.lmdb_pages cimport (
+    LmdbTable, TB_LMDB_DAMAGED, TB_LMDB_FOUND, tb_lmdb_bytes, tb_lmdb_cursor, tb_lmdb_entry, tb_lmdb_next, tb_lmdb_seek,
+)
 from tailorbird.native.mentions cimport MentionCount
 from tailorbird.native.record cimport (
     RecordLayout, RecordView, TB_FRESH, TB_LAST_K, TB_MASKED, tb_block_status, tb_feature, tb_last_k, tb_read_number,
@@ -101,11 +104,11 @@ cdef class QuickContext:
     cdef readonly object chain  # what the reasons are found by
     cdef readonly object derived  # the context as it may be told
     cdef bint is_kept  # for other requests of the moment
-    cdef dict reasons  # by reason code
+    cdef dict reasons, told  # by reason code: as they stand in an answer, and as they are
 
     def __cinit__(self, Prior prior not None, int64_t tier, chain, derived, bint is_kept):
         self.prior, self.tier, self.chain, self.derived, self.is_kept = prior, tier, chain, derived, is_kept
-        self.reasons = {}
+        self.reasons, self.told = {}, {}
 
 
 # Of an item of the answer.
@@ -132,13 +135,13 @@ cdef class QuickDecider:
 
     `namespaces` are {name: (PlainHasher or None, priority)}, `person_hasher` makes the ids of people of their keys,
     `decision_id(request_id, at)` those of decisions, `loose_ids` those of decisions that are neither named nor logged; `context(values, at)` gives the `QuickContext` of a context, None for one that
-    is refused, `reasons(context, code)` what a reason code stands for. `encoder` must be its own: whoever is called back may let
+    is refused, `reasons(context, code)` what a reason code stands for, `item(id, score, propensity, reasons)` an item. `encoder` must be its own: whoever is called back may let
     others encode meanwhile. Decisions are counted in `tier_counts__t`, int64 by tier from 1.
     """
 
     cdef dict namespaces
     cdef PlainHasher person_hasher
-    cdef object decision_id, context_of, reasons_of
+    cdef object decision_id, context_of, reasons_of, item_of
     cdef CountedIds loose_ids
     cdef DecisionEncoder encoder
     cdef Asked asked
@@ -156,6 +159,8 @@ cdef class QuickDecider:
     cdef double notable
     cdef bint depends_on_time
     # Of the moment.
+    cdef LmdbTable people
+    cdef tb_lmdb_cursor cursor  # over people
     cdef ItemTable items
     cdef ServedLog served
     cdef dict allowed  # by placement
@@ -169,12 +174,13 @@ cdef class QuickDecider:
     cdef int64_t[::1] tier_counts__t  # by tier as in an answer, from 1
 
     def __cinit__(self, dict namespaces not None, PlainHasher person_hasher not None, servings not None, decision_id not None,
-                  CountedIds loose_ids not None, context not None, reasons not None, DecisionEncoder encoder not None, int64_t[::1] tier_counts__t not None):
+                  CountedIds loose_ids not None, context not None, reasons not None, item not None, DecisionEncoder encoder not None, int64_t[::1] tier_counts__t not None):
         if tier_counts__t.shape[0] != TIER_COUNT + 1:
             raise ValueError(f"expected {TIER_COUNT + 1} counts, got {tier_counts__t.shape[0]}")
         self.tier_counts__t = tier_counts__t
         self.namespaces, self.person_hasher, self.servings = namespaces, person_hasher, servings
         self.decision_id, self.loose_ids, self.context_of, self.reasons_of = decision_id, loose_ids, context, reasons
+        self.item_of = item
         self.asked, self.view = Asked.__new__(Asked), RecordView()
         self.encoder = encoder
         self.plans, self.contexts = {}, {}
@@ -193,28 +199,29 @@ cdef class QuickDecider:
         self.always, self.all_bits, self.served_consent = always, all_bits, served_consent
         self.served_code, self.notable, self.depends_on_time = served_code, notable, depends_on_time
 
-    def follow(self, ItemTable items not None, ServedLog served not None, dict allowed not None, tuple degraded not None,
-               int64_t position, stale):
-        """Decide on another moment. `degraded` is what all its answers lack, `allowed` which items a placement admits."""
+    def follow(self, LmdbTable people not None, ItemTable items not None, ServedLog served not None, dict allowed not None,
+               tuple degraded not None, int64_t position, stale):
+        """Decide on another moment: whoever decides keeps a read transaction of it open. `degraded` is what all its answers lack,
+        `allowed` which items a placement admits."""
+        self.people = people
         self.items, self.served, self.allowed, self.degraded = items, served, allowed, degraded
         self.position, self.stale = position, stale
         self.contexts.clear()
 
-    def decide(self, bytes request not None, cursor, int64_t now, log):
+    def decide(self, bytes request not None, int64_t now, log):
         """Return the encoded decision on an encoded request, with its serving added; None where the general decider must be asked.
 
-        `cursor` is one of the table of people; `now` in ms since 1970 counts where the request names no time. `log`, None for
-        nobody, is called with the request (placement, identifiers, context, candidates, item count, id) and what
-        `decide_request` returns.
+        `now` in ms since 1970 counts where the request names no time. `log`, None for nobody, is called with the request
+        (placement, identifiers, context, candidates, item count, id) and what `decide_request` returns.
         """
         if not self.asked.read(request, self.candidates_max) or self.asked.events is not None:
             return None
-        return self._decide(self.asked.ids, self.asked.ids.count, cursor, now, True, log)
+        return self._decide(self.asked.ids, self.asked.ids.count, now, True, log)
 
     def decide_request(self, str placement not None, dict identifiers not None, dict context not None, candidates not None,
-                       int64_t at, int32_t k, str request_id not None, int64_t min_position, cursor, int64_t now, log):
-        """Return the decision on a request in pieces, or None, as `decide`: its items (id, score, reason code), and what else there
-        is: the answer from its id on, the `QuickContext`, what consent permits, the fragments, the vector."""
+                       int64_t at, int32_t k, str request_id not None, int64_t min_position, int64_t now, log):
+        """Return the decision on a request in pieces, or None, as `decide`: its items, and what else there is: the answer from
+        its id on, the `QuickContext`, what consent permits, the fragments, the vector."""
         cdef Asked asked = self.asked
         if len(candidates) > self.candidates_max:
             return None
@@ -222,9 +229,9 @@ cdef class QuickDecider:
         if not (put_pairs(&asked.identifiers, identifiers) and put_pairs(&asked.context, context)
                 and put_str(&asked.placement, placement) and put_str(&asked.request_id, request_id)):
             return None
-        return self._decide(candidates, len(candidates), cursor, now, False, log)
+        return self._decide(candidates, len(candidates), now, False, log)
 
-    cdef object _decide(self, candidates, Py_ssize_t candidate_count, cursor, int64_t now, bint is_encoded, log):
+    cdef object _decide(self, candidates, Py_ssize_t candidate_count, int64_t now, bint is_encoded, log):
         cdef Asked asked = self.asked
         cdef QuickPlan plan
         cdef QuickContext context
@@ -252,7 +259,7 @@ cdef class QuickDecider:
         if not 1 <= k <= min(self.k_max, <int32_t>TB_BATCH) or at < 0:
             return None
         context = self._context(at)
-        if context is None or not self._find(cursor, &person):
+        if context is None or not self._find(&person):
             return None
         if person.is_known and plan.record_served and not person.is_seen:
             return None  # The first that happens to a fragment is told apart.
@@ -261,8 +268,8 @@ cdef class QuickDecider:
         evidence = context.prior.evidence
         if person.is_known:
             speaks = self._read(plan, at, person.permitted, &fresh, &masked)
-            if plan.window_count or plan.cap_count:
-                self._exclude(cursor, plan, &person, at)
+            if (plan.window_count or plan.cap_count) and not self._exclude(plan, &person, at):
+                return None
             if plan.recent__f.shape[0]:
                 self._exclude_recent(plan, at, person.permitted)
             if speaks:
@@ -321,7 +328,7 @@ cdef class QuickDecider:
 
     # ---- who ---------------------------------------------------------------------------------------------------------
 
-    cdef bint _find(self, cursor, Person* person) except *:
+    cdef bint _find(self, Person* person) except *:
         """Find the person that the identifiers name, their head loaded and the cursor on it; tell whether that could be done here."""
         cdef const Pairs* given = &self.asked.identifiers
         cdef uint8_t[16][KEY_BYTES] keys
@@ -330,8 +337,9 @@ cdef class QuickDecider:
         cdef PlainHasher hasher
         cdef uint8_t[KEY_BYTES + 1] at  # a key and what stands there
         cdef uint8_t[KEY_BYTES] named  # the person that an identifier is of
-        cdef bytes row, key
+        cdef tb_lmdb_bytes key, row
         cdef const uint8_t* data
+        cdef bint is_there
         person.is_known = person.is_seen = False
         person.permitted = 0
         person.last_seen = 0
@@ -348,12 +356,13 @@ cdef class QuickDecider:
         for i in range(given.count):  # All that are known must be known as the same person.
             memcpy(at, keys[i], KEY_BYTES)
             at[KEY_BYTES] = LINK_ROW
-            if not cursor.set_key(PyBytes_FromStringAndSize(<const char*>at, KEY_BYTES + 1)):
-                continue
-            row = cursor.value()
-            if PyBytes_GET_SIZE(row) < KEY_BYTES or (best >= 0 and memcmp(PyBytes_AS_STRING(row), named, KEY_BYTES) != 0):
+            if not self._seek(at, &row, &is_there):
                 return False
-            memcpy(named, PyBytes_AS_STRING(row), KEY_BYTES)
+            if not is_there:
+                continue
+            if row.length < KEY_BYTES or (best >= 0 and memcmp(row.data, named, KEY_BYTES) != 0):
+                return False
+            memcpy(named, row.data, KEY_BYTES)
             if best < 0 or priorities[i] < priorities[best] or (
                     priorities[i] == priorities[best] and memcmp(keys[i], keys[best], KEY_BYTES) < 0):
                 best = i
@@ -363,14 +372,14 @@ cdef class QuickDecider:
         memcpy(at, named, KEY_BYTES)
         at[KEY_BYTES] = HEAD_ROW
         if at_best == given.count - 1 and memcmp(keys[at_best], named, KEY_BYTES) == 0:
-            if not cursor.next():  # A head stands behind the identifier it goes by.
+            # A head stands behind the identifier it goes by.
+            if tb_lmdb_next(&self.cursor) != TB_LMDB_FOUND or tb_lmdb_entry(&self.cursor, &key, &row) != TB_LMDB_FOUND:
                 return False
-        elif not cursor.set_key(PyBytes_FromStringAndSize(<const char*>at, KEY_BYTES + 1)):
+            if key.length != KEY_BYTES + 1 or memcmp(key.data, at, KEY_BYTES + 1) != 0:
+                return False
+        elif not self._seek(at, &row, &is_there) or not is_there:
             return False
-        key, row = cursor.item()
-        if PyBytes_GET_SIZE(key) != KEY_BYTES + 1 or memcmp(PyBytes_AS_STRING(key), at, KEY_BYTES + 1) != 0:
-            return False
-        data, length = <const uint8_t*>PyBytes_AS_STRING(row), PyBytes_GET_SIZE(row)
+        data, length = row.data, row.length
         if length < HOLDER_AT + KEY_BYTES or data[VERSION_AT] + 256 * data[VERSION_AT + 1] != self.layout.version:
             return False
         members = data[MEMBERS_AT] + 256 * data[MEMBERS_AT + 1]
@@ -400,6 +409,14 @@ cdef class QuickDecider:
                             & self.all_bits)
         return True
 
+    cdef bint _seek(self, const uint8_t* key, tb_lmdb_bytes* row, bint* is_there) noexcept:
+        """Put the cursor on a row of people, if there is one by a key of KEY_BYTES + 1; tell whether that could be read."""
+        cdef tb_lmdb_bytes found
+        cdef int status = tb_lmdb_seek(&self.people.tree, &self.cursor, key, KEY_BYTES + 1, is_there)
+        if status == TB_LMDB_FOUND and is_there[0]:
+            status = tb_lmdb_entry(&self.cursor, &found, row)
+        return status != TB_LMDB_DAMAGED
+
     cdef int _prefetch_served(self, const uint8_t* fragment) except -1:
         cdef ServedLog log
         tb_served_prefetch(&self.served.log, fragment)
@@ -426,15 +443,18 @@ cdef class QuickDecider:
         fresh[0] += vector_fresh
         return vector_fresh > 0
 
-    cdef int _exclude(self, cursor, QuickPlan plan, const Person* person, int64_t at) except -1:
-        """Exclude what the person's lists have, or have too often, and what was served and is not in a list yet."""
+    cdef bint _exclude(self, QuickPlan plan, const Person* person, int64_t at) except -1:
+        """Exclude what the person's lists have, or have too often, and what was served and is not in a list yet; tell whether the
+        lists could be read."""
         cdef int64_t[256] since_s
         cdef bint[256] is_read
         cdef Py_ssize_t w
         cdef uint8_t code
-        cdef int last = -1
+        cdef uint8_t[KEY_BYTES + 1] lists
+        cdef int last = -1, status
+        cdef bint is_exact
         cdef Py_ssize_t i
-        cdef bytes key, chunk, fragment
+        cdef tb_lmdb_bytes key, chunk
         cdef ServedLog log
         cdef int64_t[CAPS_MAX] cap_since_s
         cdef bint[CAPS_MAX] is_counted
@@ -452,26 +472,29 @@ cdef class QuickDecider:
                 last = max(last, <int>plan.cap_codes[w])
                 (<MentionCount>self.counts[w])._clear()
         if last < 0:
-            return 0
+            return True
+        lists[KEY_BYTES] = LIST_ROWS
         for i in range(person.fragment_count):
-            fragment = PyBytes_FromStringAndSize(<const char*>person.fragments[i], KEY_BYTES)
             if i == 0 and memcmp(person.key, person.fragments[0], KEY_BYTES) == 0:
-                more = cursor.next()  # from the head
+                status = tb_lmdb_next(&self.cursor)  # from the head
             else:
-                more = cursor.set_range(fragment + LISTS)
-            while more:
-                key, chunk = cursor.item()
-                if not key.startswith(fragment):
+                memcpy(lists, person.fragments[i], KEY_BYTES)
+                status = tb_lmdb_seek(&self.people.tree, &self.cursor, lists, KEY_BYTES + 1, &is_exact)
+            while status == TB_LMDB_FOUND:
+                status = tb_lmdb_entry(&self.cursor, &key, &chunk)
+                if status != TB_LMDB_FOUND or key.length <= KEY_BYTES or memcmp(key.data, person.fragments[i], KEY_BYTES) != 0:
                     break
-                code = (<const uint8_t*>PyBytes_AS_STRING(key))[KEY_BYTES] - <uint8_t>LIST_ROWS
+                code = key.data[KEY_BYTES] - <uint8_t>LIST_ROWS
                 if is_read[code]:
-                    self.items._exclude_listed(chunk, since_s[code])
+                    self.items._exclude_listed(<const char*>chunk.data, chunk.length, since_s[code])
                 for w in range(plan.cap_count):
                     if is_counted[w] and plan.cap_codes[w] == code:
-                        (<MentionCount>self.counts[w])._add_chunk(chunk, cap_since_s[w])
-                if code == last and key.endswith(OLDEST_CHUNK):
+                        (<MentionCount>self.counts[w])._add_chunk(<const char*>chunk.data, chunk.length, cap_since_s[w])
+                if code == last and memcmp(key.data + key.length - 4, OLDEST_CHUNK, 4) == 0:
                     break
-                more = cursor.next()
+                status = tb_lmdb_next(&self.cursor)
+            if status == TB_LMDB_DAMAGED:
+                return False
             if is_read[self.served_code]:
                 self.items._exclude_served(&self.served.log, person.fragments[i], since_s[self.served_code])
                 for log in self.servings.logs:
@@ -481,7 +504,7 @@ cdef class QuickDecider:
                 if plan.cap_codes[w] == self.served_code:
                     self._count_served(<MentionCount>self.counts[w], person, cap_since_s[w])
                 (<MentionCount>self.counts[w])._exclude(self.items, plan.cap_times[w])
-        return 0
+        return True
 
     cdef int _count_served(self, MentionCount counted, const Person* person, int64_t since_s) except -1:
         """Count what was served and is not in a list yet, each serving once: beside the state only what it does not hold."""
@@ -560,7 +583,7 @@ cdef class QuickDecider:
             reasons = context.reasons.get(ranked[i].code)
             if reasons is None:
                 reasons = context.reasons[ranked[i].code] = self._reasons(context, ranked[i].code)
-            start = self.encoder._begin_item(tb_item_id(&self.items.items, item), item.id_length, ranked[i].score, 1.0)
+            start = self.encoder._begin_item(tb_item_id(&self.items.items, item), item.id_length, ranked[i].score, PROPENSITY)
             self.encoder._append(<bytes>reasons)
             self.encoder._close(start)
         return 0
@@ -572,11 +595,16 @@ cdef class QuickDecider:
     cdef tuple _pieces(self, QuickPlan plan, QuickContext context, str decision_id, const tb_ranked* heap, const Ranked* ranked,
                        size_t kept, const Answered* answered, tuple degraded, const Person* person, bint speaks):
         cdef Py_ssize_t i
-        items = [(self.items._id(heap[i].item), ranked[i].score, ranked[i].code) for i in range(<Py_ssize_t>kept)]
+        items = []
+        for i in range(<Py_ssize_t>kept):
+            reasons = context.told.get(ranked[i].code)
+            if reasons is None:
+                reasons = context.told[ranked[i].code] = self.reasons_of(context, ranked[i].code)
+            items.append(self.item_of(self.items._id(heap[i].item), ranked[i].score, PROPENSITY, reasons))
         fragments = [PyBytes_FromStringAndSize(<const char*>person.fragments[i], KEY_BYTES)
                      for i in range(person.fragment_count if person.is_known else 0)]
         vector = PyBytes_FromStringAndSize(<const char*>self.vector, 4 * plan.vector__f.shape[0]) if speaks else b""
-        return items, (decision_id, answered.tier, answered.completeness, answered.profile_age_ms, answered.masked_count,
+        return tuple(items), (decision_id, answered.tier, answered.completeness, answered.profile_age_ms, answered.masked_count,
                        answered.excluded_count, answered.candidate_count, answered.unknown_candidate_count, answered.at,
                        str_of(&answered.person_id), degraded), (context, person.permitted, fragments, vector)
 
@@ -616,10 +644,10 @@ cdef class QuickDecider:
         return 0
 
 
+cdef double PROPENSITY = 1.0  # Nothing is explored here.
 cdef const char* HEX = "0123456789abcdef"
 cdef int LIST_ROWS = 16
-cdef bytes LISTS = bytes([LIST_ROWS])
-cdef bytes OLDEST_CHUNK = b"\xff" * 4
+cdef const char* OLDEST_CHUNK = b"\xff\xff\xff\xff"
 cdef Py_ssize_t CONTEXTS_KEPT = 1024
 
 

@@ -21,6 +21,6 @@ cdef class MentionCount:
     cdef tb_mention_count counted
 
     cdef void _clear(self) noexcept
-    cdef int _add_chunk(self, bytes chunk, int64_t since_s) except -1
+    cdef int _add_chunk(self, const char* chunk, size_t length, int64_t since_s) except -1
     cdef int _add_served(self, const tb_served_log* log, const uint8_t* fragment, int64_t since_s) except -1
     cdef void _exclude(self, ItemTable items, uint32_t times) noexcept

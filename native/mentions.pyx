@@ -42,15 +42,15 @@ cdef class MentionCount:
 
     def add_chunk(self, bytes chunk not None, int64_t since_s):
         """Count the entries of a list chunk that are no older than `since_s`, seconds since 1970. Raises ValueError for no chunk."""
-        self._add_chunk(chunk, since_s)
+        self._add_chunk(PyBytes_AS_STRING(chunk), PyBytes_GET_SIZE(chunk), since_s)
 
-    cdef int _add_chunk(self, bytes chunk, int64_t since_s) except -1:
-        cdef int64_t count = tb_chunk_entries(PyBytes_GET_SIZE(chunk)), i
+    cdef int _add_chunk(self, const char* chunk, size_t length, int64_t since_s) except -1:
+        cdef int64_t count = tb_chunk_entries(length), i
         cdef tb_entry entry
         if count < 0:
-            raise ValueError(f"expected chunks of 8 bytes and 8 an entry, got {len(chunk)} bytes")
+            raise ValueError(f"expected chunks of 8 bytes and 8 an entry, got {length} bytes")
         for i in range(count):
-            entry = tb_chunk_entry(PyBytes_AS_STRING(chunk), i)
+            entry = tb_chunk_entry(chunk, i)
             if entry.time_s >= since_s and not tb_mentions_add(&self.counted, entry.item):
                 raise MemoryError()
         return 0

@@ -146,7 +146,7 @@ cdef class ItemTable:
     cdef str _id(self, uint32_t number)
     cdef int _check(self, uint32_t number) except -1
     cdef Py_ssize_t _find(self, ids, uint32_t* numbers) except -1
-    cdef int _exclude_listed(self, bytes chunk, int64_t since_s) except -1
+    cdef int _exclude_listed(self, const char* chunk, size_t length, int64_t since_s) except -1
     cdef void _exclude_served(self, const tb_served_log* log, const uint8_t* fragment, int64_t since_s) noexcept
     cdef void _set_uniform(self, tb_evidence* evidence) noexcept
     cdef void _rank(self, const tb_evidence* evidence, const tb_rules* rules, const uint32_t* numbers, size_t count, size_t k,

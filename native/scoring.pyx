@@ -466,15 +466,15 @@ cdef class ItemTable:
 
     def exclude_listed(self, bytes chunk not None, int64_t since_s):
         """Exclude the items of a list chunk that are no older than `since_s`, seconds since 1970, before which is all."""
-        self._exclude_listed(chunk, since_s)
+        self._exclude_listed(PyBytes_AS_STRING(chunk), PyBytes_GET_SIZE(chunk), since_s)
 
-    cdef int _exclude_listed(self, bytes chunk, int64_t since_s) except -1:
-        cdef int64_t count = tb_chunk_entries(PyBytes_GET_SIZE(chunk)), i
+    cdef int _exclude_listed(self, const char* chunk, size_t length, int64_t since_s) except -1:
+        cdef int64_t count = tb_chunk_entries(length), i
         cdef tb_entry entry
         if count < 0:
-            raise ValueError(f"expected chunks of 8 bytes and 8 an entry, got {len(chunk)} bytes")
+            raise ValueError(f"expected chunks of 8 bytes and 8 an entry, got {length} bytes")
         for i in range(count):
-            entry = tb_chunk_entry(PyBytes_AS_STRING(chunk), i)
+            entry = tb_chunk_entry(chunk, i)
             if entry.time_s >= since_s and entry.item < self.items.count:
                 tb_mark(&self.marks, self.marks.excluded, entry.item)
         return 0
