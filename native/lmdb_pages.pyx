@@ -65,10 +65,10 @@ cdef class LmdbTable:
         cdef tb_lmdb_bytes found, value
         cdef bint is_exact
         cdef int status = tb_lmdb_seek(&self.tree, &cursor, <const uint8_t*>PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &is_exact)
-        if status == TB_LMDB_FOUND and is_exact:
-            status = tb_lmdb_entry(&cursor, &found, &value)
-        checked(status)
-        return bytes_of(&value) if is_exact else None
+        if checked(status) != TB_LMDB_FOUND or not is_exact:
+            return None
+        checked(tb_lmdb_entry(&cursor, &found, &value))
+        return bytes_of(&value)
 
     def entries(self, bytes key not None, Py_ssize_t count_max):
         """Return up to `count_max` (key, value), from the first key on that is not below one. Raises ValueError as `get`."""

@@ -63,7 +63,7 @@ STATUS_COUNT = TB_STATUS_COUNT
 CONNECTIONS_MAX, WINDOWS_MAX, IN_FLIGHT_MAX = 10_000, 10_000, 1_000_000
 
 
-cdef bytes _copied(bytes text, char* into, size_t room, str name):
+cdef bytes _copied(bytes text, char* into, Py_ssize_t room, str name):
     if len(text) >= room:
         raise ValueError(f"expected a {name} under {room} bytes, got {len(text)}")
     memset(into, 0, room)
