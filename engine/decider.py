@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,16 +13,17 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from tailorbird.engine.applier import LIST_KINDS, product_lines
-from tailorbird.engine.caps import CapCount, ListCap
+from tailorbird.engine.caps import CapCount
 from tailorbird.engine.compiled import CompiledConfiguration
-from tailorbird.engine.configuration import Placement
 from tailorbird.engine.consent import ALL_BITS, ConsentMasks, DataType, Purpose, bit, permitted
-from tailorbird.engine.context import RAW, Contexts
+from tailorbird.engine.context import RAW, Contexts, check_context
 from tailorbird.engine.decision_id import DecisionIds
 from tailorbird.engine.decision_log import DecisionSink, Evidenced
 from tailorbird.engine.errors import CallerError, NotFound, TailorbirdError, Unavailable
 from tailorbird.engine.evidence import Chain, Evidence
 from tailorbird.engine.identifiers import IdentifierError, IdentifierHasher
+from tailorbird.engine.placed import Placed, placed_of
+from tailorbird.engine.reason_codes import OF_THE_ITEM, reasons_of
 from tailorbird.engine.requests import DecidedItem, DecideRequest, Decision, Reason, ReasonDetail, Tier
 from tailorbird.engine.servings import Servings
 from tailorbird.engine.signals import Signal
@@ -57,25 +58,10 @@ AFFINITY_STRENGTH = 5.0
 NOTABLE = 1.1  # a lift or share ratio from which it is named as a reason
 AFFINITY_VALUES = 4  # of a person's values, those that bring candidates
 TOGETHER_STRENGTH = 1.0  # of the estimate that co-occurrence is blended with
-LIST_CONSENT = {
-    ItemList.BOUGHT: bit(DataType.TRANSACTIONAL, Purpose.PERSONALISE),
-    ItemList.SHOWN: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
-    ItemList.SERVED: bit(DataType.BEHAVIOURAL, Purpose.PERSONALISE),
-}
 FIRST_LIST = bytes([LIST_ROWS])
 OLDEST_CHUNK = u32(OLDEST_CHUNK_NUMBER)
 SERVED_CODE = LIST_KINDS[ItemList.SERVED]
 SERVED_CONSENT = bit(DataType.BEHAVIOURAL, Purpose.COLLECT)
-# The digits of the native reason codes.
-_DIGITS = {
-    1: Reason.POPULAR_IN_CONTEXT,
-    2: Reason.MODEL,
-    3: Reason.AFFINITY,
-    4: Reason.BOUGHT_TOGETHER,
-    5: Reason.POPULAR,
-}
-REASONS: dict[int, tuple[Reason, ...]] = {0: (Reason.NEW,), **{code: (reason,) for code, reason in _DIGITS.items()}}
-OF_THE_ITEM = frozenset({Reason.AFFINITY, Reason.BOUGHT_TOGETHER})
 TIERS = PERSON, CONTEXT, POPULAR, CATALOGUE, EMPTY = tuple(Tier)  # looked up once: an enumeration's attributes are slow
 _NO_ITEMS = np.zeros(0, np.uint32)
 _NO_WEIGHTS = np.zeros(0, np.float32)
@@ -109,33 +95,6 @@ class Person:
     served_key: bytes
     last_seen: int
     cursor: lmdb.Cursor[bytes]
-
-
-class ListWindow(NamedTuple):
-    """A list whose items a placement does not offer again, and what reading it takes."""
-
-    code: int
-    window_ms: int
-    consent: int
-
-
-@dataclass(slots=True)
-class Placed:
-    """A placement with what is looked up in it once."""
-
-    declaration: Placement
-    windows: tuple[ListWindow, ...]
-    caps: tuple[ListCap, ...]
-    speaking: frozenset[int]  # codes of the lists that also say what goes together with their items
-    vector: npt.NDArray[np.int32] | None
-    vector_values: npt.NDArray[np.float32]  # written by each decision
-    vector_statuses: npt.NDArray[np.uint8]
-    vector_log: bool
-    features: tuple[int, ...]
-    recent: tuple[int, ...]
-    exclude_recent: tuple[int, ...]
-    affinity: tuple[tuple[int, int], ...]
-    feature_count: int
 
 
 class Known:
@@ -264,7 +223,7 @@ class Decider:
                 f"expected at most limits.candidates_max = {limits.candidates_max} candidates, got {len(request.candidates)}; "
                 "send fewer, or leave them out and let the placement's retrievers find them",
             )
-        _check_context(request.context, limits.field_bytes_max)
+        check_context(request.context, limits.field_bytes_max)
         k = request.k or placement.k
         if not 1 <= k <= limits.k_max:
             raise CallerError("BAD_K", f"expected k from 1 to limits.k_max = {limits.k_max}, got {k}")
@@ -506,7 +465,7 @@ class Decider:
         if deriver.asks_weather:  # which may come any moment
             return None
         try:
-            _check_context(context, compiled.configuration.limits.field_bytes_max)
+            check_context(context, compiled.configuration.limits.field_bytes_max)
         except CallerError:
             return None
         derived = deriver.derive(context, at)
@@ -834,8 +793,8 @@ class Decider:
         affinity_index: int,
     ) -> tuple[ReasonDetail, ...]:
         """Return why an item stands where it stands, the strongest reason first."""
-        named = REASONS.get(code) or _reasons_of(code)
-        if not OF_THE_ITEM.intersection(named):
+        named = reasons_of(code)
+        if OF_THE_ITEM.isdisjoint(named):
             return self._common_reasons(chain, code)
         return tuple(
             [
@@ -848,7 +807,7 @@ class Decider:
         """Return the reasons of a code that every item of a context has for the same cause."""
         reasons = chain.reasons.get(code)
         if reasons is None:
-            named = REASONS.get(code) or _reasons_of(code)
+            named = reasons_of(code)
             reasons = chain.reasons[code] = tuple(
                 [ReasonDetail(reason, chain.label if reason is Reason.POPULAR_IN_CONTEXT else "") for reason in named]
             )
@@ -932,71 +891,10 @@ class Decider:
         if compiled is not self._compiled:
             index, attributes = compiled.features.index, compiled.configuration.attributes
             self._placed = {
-                placement.name: _placed(placement, compiled, index, attributes)
+                placement.name: placed_of(placement, compiled, index, attributes)
                 for placement in compiled.configuration.placements
             }
             for name in self._placed:  # Numbered in their order, whoever decides first.
                 self.servings.placement(name)
             self._compiled = compiled
         return compiled
-
-
-def _check_context(context: Mapping[str, str], bytes_max: int) -> None:
-    """Raise `CallerError` for a context that is no text, or too much of it."""
-    for name, text in context.items():
-        if type(name) is not str or type(text) is not str:
-            raise CallerError("WRONG_TYPE", f"expected a string in context {name!r:.60}, got {type(text).__name__}")
-        if len(text) > bytes_max:
-            raise CallerError(
-                "FIELD_TOO_LARGE",
-                f"expected at most limits.field_bytes_max = {bytes_max} bytes in context {name!r:.60}, got {len(text)}",
-            )
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise CallerError(
-                    "BAD_UTF8", f"expected UTF-8 text in context {name!r:.60}, got a lone surrogate at {error.start}"
-                ) from None
-
-
-def _reasons_of(code: int) -> tuple[Reason, ...]:
-    """Return the reasons of a native reason code, strongest first."""
-    found: list[Reason] = []
-    while code:
-        code, digit = divmod(code, 6)
-        found.append(_DIGITS[digit])
-    return tuple(reversed(found))
-
-
-def _placed(
-    placement: Placement, compiled: CompiledConfiguration, index: Mapping[str, int], attributes: list[str]
-) -> Placed:
-    vector = placement.rank.vector
-    affinity = tuple((attributes.index(name), index[feature]) for name, feature in placement.rank.affinity.items())
-    recent = tuple(index[name] for name in placement.rank.recent)
-    features = tuple(dict.fromkeys([*recent, *(feature for _, feature in affinity)]))
-    length = len(vector.features) if vector else 0
-    windows = tuple(
-        ListWindow(LIST_KINDS[kind], window, LIST_CONSENT[kind])
-        for kind, window in compiled.exclusion_windows_ms[placement.name].items()
-        if window
-    )
-    return Placed(
-        placement,
-        windows,
-        tuple(
-            ListCap(LIST_KINDS[kind], placement.caps[kind].times, window, LIST_CONSENT[kind])
-            for kind, window in compiled.cap_windows_ms[placement.name].items()
-        ),
-        frozenset({LIST_KINDS[ItemList.BOUGHT]} if placement.rank.bought else ()),
-        np.array([index[name] for name in vector.features], np.int32) if vector else None,
-        np.zeros(length, np.float32),
-        np.zeros(length, np.uint8),
-        vector is not None and vector.transform == "log1p",
-        features,
-        recent,
-        tuple(index[name] for name in placement.exclude_recent),
-        affinity,
-        len(features) + length,
-    )

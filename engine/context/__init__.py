@@ -17,6 +17,7 @@ What cannot be read is left out, as if it had not been sent: a visitor's browser
 """
 
 from tailorbird.engine.context.deriver import RAW, USER_AGENT, ContextDeriver, Contexts
+from tailorbird.engine.context.texts import check_context
 from tailorbird.engine.context.weather import Weather, WeatherProvider
 
-__all__ = ["RAW", "USER_AGENT", "ContextDeriver", "Contexts", "Weather", "WeatherProvider"]
+__all__ = ["RAW", "USER_AGENT", "ContextDeriver", "Contexts", "Weather", "WeatherProvider", "check_context"]
