@@ -346,7 +346,9 @@ class Decider:
         txn = self._begin()
         try:
             quick = self._quick_at(txn)
-            return quick and quick.decide(request, now, self._quick_log if self.log is not None else None)
+            if quick is None:
+                return None
+            return quick.decide(request, now, self._quick_log if self.log is not None else None)
         finally:
             txn.abort()
 
@@ -357,7 +359,9 @@ class Decider:
         txn = self._begin()
         try:
             quick = self._quick_at(txn)
-            found = quick and quick.decide_request(
+            if quick is None:
+                return None
+            found = quick.decide_request(
                 request.placement,
                 request.identifiers,
                 request.context,

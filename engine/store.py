@@ -137,7 +137,7 @@ class Store:
             self._check_format()
             self._pages = LmdbFile(path / "data.mdb", map_bytes)
             with self.reading() as txn:
-                self.people(txn)
+                self.people(txn)  # which tells a file that is not ours to read
         except (
             lmdb.CorruptedError,
             lmdb.InvalidError,

@@ -7,32 +7,29 @@ are. Writing, and all reading that is not of every decision, is LMDB's own.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint64_t
-from posix.fcntl cimport O_RDONLY, open as open_
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
-from posix.stat cimport fstat, struct_stat
-from posix.unistd cimport close as close_, sysconf, _SC_PAGESIZE
+from posix.unistd cimport sysconf, _SC_PAGESIZE
 
 import os
 
 
 @cython.final
 cdef class LmdbFile:
-    """The data file of an environment, mapped as far as it may grow: `map_bytes`, and never less than it has."""
+    """The data file of an environment, mapped as far as it may grow: `map_bytes`, and never less than it has.
+
+    Raises OSError where it cannot be opened, ValueError where it is too short for any, MemoryError without address space."""
 
     def __cinit__(self, path, size_t map_bytes):
-        cdef bytes name = os.fsencode(path)
-        cdef struct_stat status
         cdef size_t page_bytes = sysconf(_SC_PAGESIZE)
         cdef void* found
-        cdef int descriptor = open_(name, O_RDONLY)
-        if descriptor < 0:
-            raise FileNotFoundError(f"expected an LMDB data file, got none that can be opened: {path}")
-        if fstat(descriptor, &status) != 0 or status.st_size < <Py_ssize_t>(2 * page_bytes):
-            close_(descriptor)
-            raise ValueError(f"expected an LMDB data file of two pages at least: {path}")
-        map_bytes = (max(map_bytes, <size_t>status.st_size) + page_bytes - 1) // page_bytes * page_bytes
+        cdef int descriptor = os.open(path, os.O_RDONLY)
+        cdef size_t file_bytes = os.fstat(descriptor).st_size
+        if file_bytes < 2 * page_bytes:
+            os.close(descriptor)
+            raise ValueError(f"expected an LMDB data file of two pages at least, got {file_bytes} bytes: {path}")
+        map_bytes = (max(map_bytes, file_bytes) + page_bytes - 1) // page_bytes * page_bytes
         found = mmap(NULL, map_bytes, PROT_READ, MAP_SHARED, descriptor, 0)
-        close_(descriptor)
+        os.close(descriptor)
         if found == MAP_FAILED:
             raise MemoryError(f"expected {map_bytes} bytes of address space for {path}; lower limits.map_bytes")
         self.map, self.map_bytes = <const uint8_t*>found, map_bytes

